@@ -1,0 +1,94 @@
+"""Grain pipelines from records to training batches.
+
+``pixel_batches`` feeds the autoencoder: a clip is decoded once and gives several short crops. ``latent_batches`` feeds
+the diffusion stages from a cache of latents (``data_pipeline/latents.py``), whose windows carry everything a
+conditioning branch reads. Both are seeded, shuffled, endless, and their iterators save and restore their position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import grain
+import numpy as np
+from jaxtyping import Float
+
+from data_pipeline.schema import LATENT_STRIDE, REFERENCES, REGIONS
+from data_pipeline.video import decode_mp4
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionWeights:
+    """How much more a region's error counts than the background's."""
+
+    mouth: float = 1.0
+    eyes: float = 1.0
+    face: float = 1.0
+
+
+def weight_map(
+    regions: Float[np.ndarray, "frames 3 4"], cells: int, weights: RegionWeights
+) -> Float[np.ndarray, "frames cells cells"]:
+    """Per-cell loss weights: a cell that a region's box touches gets that region's weight, the largest wins."""
+    edges = np.arange(cells + 1) / cells
+    maps = np.ones((len(regions), cells, cells), np.float32)
+    for name in ("face", "eyes", "mouth"):
+        top, left, bottom, right = regions[:, REGIONS.index(name)].T[..., None]
+        rows = (edges[None, 1:] > top) & (edges[None, :-1] < bottom)
+        columns = (edges[None, 1:] > left) & (edges[None, :-1] < right)
+        inside = rows[:, :, None] & columns[:, None, :]
+        maps = np.where(inside, np.maximum(maps, getattr(weights, name)), maps)
+    return maps
+
+
+def group_max(values: Float[np.ndarray, "frames *rest"]) -> Float[np.ndarray, "latents *rest"]:
+    """The largest value within each latent frame: frame 0 alone, then fours."""
+    rest = values[1:].reshape(-1, LATENT_STRIDE, *values.shape[1:]).max(axis=1)
+    return np.concatenate([values[:1], rest])
+
+
+@dataclasses.dataclass(frozen=True)
+class Crops(grain.transforms.RandomMap):
+    """Record -> ``count`` crops: ``video`` uint8 ``[count, 4 k + 1, side, side, 3]`` and cell ``weights``."""
+
+    count: int
+    side: int
+    latents: int
+    weights: RegionWeights
+
+    def random_map(self, record: dict, rng: np.random.Generator) -> dict:
+        frames = decode_mp4(record["video"])
+        n, height, _, _ = frames.shape
+        length = LATENT_STRIDE * (self.latents - 1) + 1
+        cells, span = height // 8, self.side // 8
+        maps = weight_map(record["regions"], cells, self.weights)
+        video, weight = [], []
+        for i in range(self.count):
+            start = int(rng.integers(n - length + 1))
+            if i % 2:  # every other crop looks at the mouth or the eyes
+                box = record["regions"][start, rng.integers(2)]
+                centre = (np.array([box[0] + box[2], box[1] + box[3]]) / 2) * cells
+                corner = np.round(centre - span / 2 + rng.uniform(-2, 2, 2)).astype(int)
+            else:
+                corner = rng.integers(0, cells - span + 1, 2)
+            y, x = np.clip(corner, 0, cells - span)
+            video.append(frames[start : start + length, 8 * y : 8 * (y + span), 8 * x : 8 * (x + span)])
+            weight.append(group_max(maps[start : start + length, y : y + span, x : x + span]))
+        return {"video": np.stack(video), "weights": np.stack(weight)}
+
+
+def _join(batch: list[dict]) -> dict:
+    return {key: np.concatenate([item[key] for item in batch]) for key in batch[0]}
+
+
+def pixel_batches(
+    source, *, batch: int, count: int, side: int, latents: int, weights: RegionWeights, seed: int, threads: int
+) -> grain.IterDataset:
+    """Endless batches of ``batch`` crops for the autoencoder."""
+    data = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    data = data.random_map(Crops(count, side, latents, weights))
+    data = data.batch(max(batch // count, 1), batch_fn=_join)
+    return data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+
+
+__all__ = ["REFERENCES", "RegionWeights", "group_max", "pixel_batches", "weight_map"]

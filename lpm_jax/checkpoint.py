@@ -1,0 +1,112 @@
+"""Saved state: Orbax checkpoints of a run, and safetensors directories of finished models.
+
+A run's checkpoint holds parameters, average, optimiser, step and the data iterator together, written aside and renamed
+by Orbax, so that a killed run resumes with the batch it would have seen next. A finished model is a directory with
+``config.json`` and safetensors files: parsed without executing anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+from safetensors import SafetensorError, safe_open
+from safetensors.flax import save_file
+
+from lpm_jax.errors import InputError
+
+SHARD_BYTES = 14 * 2**20  # committed weights: at most 15 MiB a file
+
+
+def checkpointer(directory: Path, keep: int) -> ocp.training.Checkpointer:
+    """An Orbax v1 checkpointer that keeps the newest ``keep`` steps; the caller decides when to save."""
+    policies = ocp.training
+    return policies.Checkpointer(
+        Path(directory).absolute(),
+        save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
+        preservation_policy=policies.preservation_policies.LatestN(keep),
+        cleanup_tmp_directories=True,
+    )
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict):
+        return {k: v for key, sub in tree.items() for k, v in _flatten(sub, f"{prefix}{key}/").items()}
+    return {prefix[:-1]: tree}
+
+
+def _unflatten(flat: dict[str, Any]) -> dict:
+    tree: dict = {}
+    for name, value in flat.items():
+        *path, leaf = name.split("/")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return tree
+
+
+def save_weights(directory: str | Path, name: str, params: dict, dtype: Any = None) -> list[Path]:
+    """Writes ``params`` as ``name-00001-of-0000N.safetensors``, each at most ``SHARD_BYTES``, aside and then renamed."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    shards: list[dict] = [{}]
+    size = 0
+    for key, value in sorted(_flatten(params).items()):
+        value = jax.numpy.asarray(value, dtype)
+        if size and size + value.nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][key] = value
+        size += value.nbytes
+    paths = []
+    for i, shard in enumerate(shards):
+        path = directory / f"{name}-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        aside = path.with_suffix(".tmp")
+        save_file(shard, aside)
+        os.replace(aside, path)
+        paths.append(path)
+    for stale in set(directory.glob(f"{name}-*-of-*.safetensors")) - set(paths):
+        stale.unlink()
+    return paths
+
+
+def load_weights(directory: str | Path, name: str, abstract: Any = None) -> dict:
+    """Reads what :func:`save_weights` wrote, as float32 numpy arrays.
+
+    Raises:
+      InputError: a file is missing or broken, or a key or shape differs from ``abstract`` (named with both shapes).
+    """
+    directory = Path(directory)
+    paths = sorted(directory.glob(f"{name}-*-of-*.safetensors"))
+    if not paths:
+        raise InputError(f"{directory}: expected {name}-*.safetensors, found none")
+    flat: dict[str, Any] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="flax") as file:
+                for key in file.keys():  # noqa: SIM118  (not a dict)
+                    flat[key] = np.asarray(file.get_tensor(key).astype(jax.numpy.float32))
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: expected a safetensors file, found {str(error).splitlines()[0]}") from None
+    if abstract is not None:
+        expected = {k: tuple(v.shape) for k, v in _flatten(abstract).items()}
+        for key in sorted(expected.keys() | flat.keys()):
+            found = tuple(flat[key].shape) if key in flat else "nothing"
+            if expected.get(key, "nothing") != found:
+                raise InputError(f"{directory}: {key}: expected {expected.get(key, 'nothing')}, found {found}")
+    return _unflatten(flat)
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Writes JSON aside and renames it into place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(data, indent=2) + "\n")
+    os.replace(aside, path)

@@ -1,0 +1,222 @@
+"""Configuration: small frozen dataclasses, each read by one room only, and typed command-line overrides.
+
+A config file is a Python module with a ``get_config() -> Config``. ``--train.steps 100`` replaces one field; unknown
+names and unfit values are refused with one line that names the option.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from lpm_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """The toy causal video VAE: 4x in time, 8x in space (``models/vae/toy.py``)."""
+
+    channels: int = 96  # latent channels
+    width_fine: int = 48  # channels at a quarter of the resolution
+    width_coarse: int = 128  # channels at an eighth
+    encoder_blocks: int = 1  # residual blocks at each resolution
+    decoder_blocks: int = 3
+    noise: float = 0.1  # fixed posterior standard deviation
+    kl: float = 1e-4  # weight of the posterior mean's square: keeps the latent's scale near one
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioConfig:
+    """Log-mel features in tokens of one video frame each (``models/audio.py``)."""
+
+    bands: int = 40
+    hops_per_frame: int = 4  # mel columns per video frame: 96 Hz at 24 fps
+    width: int = 256  # width of the encoded audio tokens
+    speak_window: float = 0.2  # seconds each side [SPEC 2]
+    listen_window: float = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """A tiny word encoder trained with the model (``models/text.py``)."""
+
+    vocabulary: int = 2048
+    tokens: int = 24
+    width: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+    """The LPM diffusion transformer (``models/dit.py``). Depth counts single blocks: even speak, odd listen."""
+
+    depth: int = 8
+    width: int = 256
+    heads: int = 4
+    ffn: int = 1024
+    channels: int = 96
+    patch: int = 2  # spatial; the temporal patch is 1
+    time_width: int = 256  # sinusoidal features of the noise level
+    text_width: int = 256
+    audio_width: int = 256
+    eps: float = 1e-6
+    # Where references stand on the time axis of RoPE: t + offset + stride * index [SPEC 2; values ours].
+    first_frame_offset: float = -1.0
+    global_offset: float = -8.0
+    view_offset: float = -16.0
+    expression_offset: float = -32.0
+    reference_stride: float = 1.0
+    # "velocity" (Wan's target, as the large models) or "clean": the network names x_0 and the velocity is derived.
+    # With 384 values a token and a width of 256 the noise in a velocity does not fit through the network
+    # (Li and He, "Back to Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720).
+    prediction: str = "clean"
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowConfig:
+    """Noise levels of flow matching, ``x_t = (1 - t) x_0 + t noise``."""
+
+    shift: float = 1.0  # Wan's timestep shift: t <- shift t / (1 + (shift - 1) t)
+    text_dropout: float = 0.1
+    audio_dropout: float = 0.1
+    loss_floor: float = 0.3  # x_0 error counts 1 / max(t, floor)^2: the velocity loss, bounded
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamConfig:
+    """The causal student and its rolling cache, sizes in chunks (``streaming/``)."""
+
+    chunk: int = 3  # latent frames a step: 12 video frames, 0.5 s
+    sink: int = 1
+    window: int = 2
+    levels: tuple[float, ...] = (1.0, 0.5)  # T0, T1: the noise level of each evaluation
+
+    @property
+    def span(self) -> int:
+        """Chunks that one attention call can see: sink, window and the current one."""
+        return self.sink + self.window + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One stage's run (``training/loop.py``)."""
+
+    steps: int = 1000
+    batch: int = 16
+    latents: int = 12  # latent frames of a training window
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    optimizer: str = "muon"  # or "adamw"
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.998
+    seed: int = 0
+    log_every: int = 20
+    save_every: int = 250
+    validate_every: int = 500
+    keep: int = 2
+    # Weights of picture regions in the loss, relative to 1 elsewhere.
+    mouth: float = 4.0
+    eyes: float = 2.5
+    face: float = 1.5
+    crop: int = 64  # vae: side of the training crops, pixels
+    crops_per_clip: int = 4
+    init: str = ""  # start from this stage's weights instead of the one before; "scratch" for none
+    dtype: str = "float32"  # of the computation; weights and optimiser stay float32
+    data_threads: int = 2
+    kinds: tuple[str, ...] = ()  # clip kinds of the mixture; none: all
+    extra_references: float = 0.0  # share of clips that show view and expression references
+    token_keep: float = 0.5  # share of a frame's patches that a training step computes
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run needs. ``stages`` holds what each stage changes in ``train``."""
+
+    name: str
+    size: int = 128
+    data: str = "runs/performers"
+    vae: VAEConfig = VAEConfig()
+    audio: AudioConfig = AudioConfig()
+    text: TextConfig = TextConfig()
+    dit: DiTConfig = DiTConfig()
+    flow: FlowConfig = FlowConfig()
+    stream: StreamConfig = StreamConfig()
+    train: TrainConfig = TrainConfig()
+    stages: typing.Mapping[str, dict] = dataclasses.field(default_factory=dict)
+
+    def for_stage(self, stage: str) -> Config:
+        """This config with the stage's own training settings in ``train``."""
+        if stage not in self.stages:
+            raise InputError(f"--stage: expected one of {', '.join(self.stages)}, found {stage!r}")
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, **self.stages[stage]))
+
+
+def load_config(path: str | Path) -> Config:
+    """The ``get_config()`` of a Python config file.
+
+    Raises:
+      InputError: the file is missing or has no ``get_config``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"config {path}: expected a Python file with get_config(), found no file")
+    spec = importlib.util.spec_from_file_location(f"lpm_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"config {path}: expected a function get_config(), found none")
+    return module.get_config()
+
+
+def _parse(text: str, kind: Any, option: str) -> Any:
+    origin = typing.get_origin(kind)
+    try:
+        if origin in (tuple, list):
+            element = typing.get_args(kind)[0]
+            return tuple(_parse(part.strip(), element, option) for part in text.split(","))
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if kind in (int, float, str):
+            return kind(text)
+    except (ValueError, KeyError):
+        raise InputError(f"{option}: expected {getattr(kind, '__name__', kind)}, found {text!r}") from None
+    raise InputError(f"{option}: cannot be set on the command line")
+
+
+def override(config: Config, arguments: list[str]) -> Config:
+    """``config`` with ``--section.field value`` (or ``--field value``) pairs applied in order."""
+    items = list(arguments)
+    while items:
+        option = items.pop(0)
+        if not option.startswith("--"):
+            raise InputError(f"expected an option such as --train.steps, found {option!r}")
+        option, equals, text = option.partition("=")
+        if not equals:
+            if not items:
+                raise InputError(f"{option}: expected a value, found the end of the line")
+            text = items.pop(0)
+        config = _replace(config, option[2:].split("."), text, option)
+    return config
+
+
+def _replace(node: Any, path: list[str], text: str, option: str) -> Any:
+    kinds = typing.get_type_hints(type(node))
+    name = path[0]
+    if name not in kinds or isinstance(kinds[name], types.GenericAlias) and name == "stages":
+        raise InputError(f"{option}: expected one of {', '.join(kinds)}, found {name!r}")
+    value = getattr(node, name)
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(value):
+            raise InputError(f"{option}: {name} has no parts")
+        return dataclasses.replace(node, **{name: _replace(value, path[1:], text, option)})
+    if dataclasses.is_dataclass(value):
+        raise InputError(f"{option}: expected one of its parts, such as {option}.{dataclasses.fields(value)[0].name}")
+    return dataclasses.replace(node, **{name: _parse(text, kinds[name], option)})

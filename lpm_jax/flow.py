@@ -1,0 +1,67 @@
+r"""Flow matching: the forward process, what the network predicts, and the loss.
+
+    x_t = (1 - t) x_0 + t \epsilon,        t in [0, 1],   \epsilon ~ N(0, I)
+    v   = dx_t / dt = \epsilon - x_0
+
+(Lipman et al. 2023; Wan 2.1's convention.) The network's output F is read as
+
+    "velocity":  v = F                         x_0 = x_t - t F
+    "clean":     x_0 = anchor + F              v   = (x_t - x_0) / t
+
+``anchor`` is the clean global reference, the same for every frame: a character that does not move is right from the
+first step, and the network spends its width on what moves. Large models use "velocity" and no anchor.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lpm_jax.config import FlowConfig
+
+
+def add_noise(clean: Array, noise: Array, level: Array) -> Array:
+    """``x_t`` for noise levels that broadcast against the data from the left (``[b, frames]``)."""
+    t = level.reshape(*level.shape, *(1,) * (clean.ndim - level.ndim)).astype(clean.dtype)
+    return (1 - t) * clean + t * noise
+
+
+def clean_from_output(
+    prediction: str, output: Array, noisy: Array, level: Float[Array, "b frames"], anchor: Array
+) -> Array:
+    """The network's estimate of ``x_0``."""
+    if prediction == "clean":
+        return anchor.astype(output.dtype) + output
+    t = level.reshape(*level.shape, *(1,) * (noisy.ndim - level.ndim)).astype(noisy.dtype)
+    return noisy - t * output
+
+
+def shift_level(level: Array, shift: float) -> Array:
+    """Wan's timestep shift: ``shift t / (1 + (shift - 1) t)``; 1 leaves the level as it is."""
+    return shift * level / (1 + (shift - 1) * level)
+
+
+def sample_levels(key: Array, shape: tuple[int, int], config: FlowConfig) -> Float[Array, "b frames"]:
+    """Training levels: a quarter pure noise; the rest uniform, half of them one level a clip, half one a frame."""
+    k1, k2, k3, k4 = jax.random.split(key, 4)
+    b = shape[0]
+    each = jax.random.uniform(k1, shape)
+    one = jax.random.uniform(k2, (b, 1))
+    level = jnp.where(jax.random.bernoulli(k3, 0.5, (b, 1)), each, one)
+    pure = jax.random.bernoulli(k4, 0.25, (b, 1))
+    return shift_level(jnp.where(pure, 1.0, level), config.shift)
+
+
+def weighted_loss(
+    clean: Float[Array, "b frames tokens d"],
+    truth: Float[Array, "b frames tokens d"],
+    level: Float[Array, "b frames"],
+    weight: Float[Array, "b frames tokens"],
+    config: FlowConfig,
+) -> tuple[Array, Array]:
+    """The velocity loss written in ``x_0``, ``|x_0 - truth|^2 / max(t, floor)^2``, and the plain error per frame."""
+    error = jnp.mean(jnp.square(clean.astype(jnp.float32) - truth.astype(jnp.float32)), axis=-1)
+    scale = 1.0 / jnp.square(jnp.maximum(level, config.loss_floor))
+    loss = jnp.sum(error * weight * scale[..., None]) / jnp.sum(weight)
+    return loss, jnp.mean(error, axis=-1)

@@ -1,0 +1,105 @@
+"""Audio conditioning: log-mel features and the windows in which a video frame reads them.
+
+One token is one video frame (1,000 samples at 24 kHz): four mel columns of 21 ms windows that end with their hop, so a
+token never looks past its own end. A speak token says what the mouth does now; a listen token, what the partner does.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from lpm_jax.config import AudioConfig
+from lpm_jax.models.dit import Audio
+from lpm_jax.nn.rope import angles_1d
+
+SAMPLE_RATE = 24_000
+FPS = 24
+TOKEN = SAMPLE_RATE // FPS  # samples per token
+STRIDE = 4  # tokens per latent frame
+FFT = 512
+SILENCE_DB = -10.0  # natural log of the power floor, before scaling
+
+
+def mel_filters(bands: int) -> Float[np.ndarray, "bins bands"]:
+    """Triangular filters from 60 Hz to 8 kHz, equally spaced on the (HTK) mel scale."""
+    mel = lambda f: 2595 * np.log10(1 + f / 700)  # noqa: E731
+    points = 700 * (10 ** (np.linspace(mel(60.0), mel(8000.0), bands + 2) / 2595) - 1)
+    bins = np.fft.rfftfreq(FFT, 1 / SAMPLE_RATE)[:, None]
+    rise = (bins - points[None, :-2]) / (points[1:-1] - points[:-2])
+    fall = (points[None, 2:] - bins) / (points[2:] - points[1:-1])
+    filters = np.maximum(0, np.minimum(rise, fall))
+    return (filters / np.maximum(filters.sum(0), 1e-3)).astype(np.float32)
+
+
+def log_mel(config: AudioConfig, samples: Float[Array, "*b n"], xp=jnp) -> Float[Array, "*b tokens features"]:
+    """Log-mel tokens of ``n = TOKEN * tokens + FFT`` samples at 24 kHz; the first ``FFT`` samples are only history.
+
+    Values are near -1 for silence and 1 for loud speech. ``xp`` is ``jax.numpy`` or ``numpy``.
+    """
+    hop = TOKEN // config.hops_per_frame
+    tokens = (samples.shape[-1] - FFT) // TOKEN
+    starts = FFT + hop * (np.arange(tokens * config.hops_per_frame) + 1) - FFT
+    frames = samples[..., starts[:, None] + np.arange(FFT)] * np.hanning(FFT).astype(np.float32)
+    power = xp.abs(xp.fft.rfft(frames, axis=-1)) ** 2
+    mel = xp.log(power.astype(np.float32) @ mel_filters(config.bands) + 1e-4)
+    mel = (mel + 3.0) / 6.0
+    return mel.reshape(*samples.shape[:-1], tokens, config.hops_per_frame * config.bands)
+
+
+class AudioEncoder(nn.Module):
+    """A token's mel columns and its phase within the latent frame, through a two-layer network."""
+
+    config: AudioConfig
+
+    @nn.compact
+    def __call__(self, mel: Float[Array, "b tokens features"]) -> Float[Array, "b tokens width"]:
+        """``tokens`` is a multiple of four: phases count from the first."""
+        cfg = self.config
+        phase = self.param("phase", nn.initializers.normal(0.5), (STRIDE, cfg.width))
+        x = nn.Dense(cfg.width, dtype=mel.dtype, name="in")(mel)
+        b, n, d = x.shape
+        x = (x.reshape(b, n // STRIDE, STRIDE, d) + phase.astype(x.dtype)).reshape(b, n, d)
+        return nn.Dense(cfg.width, dtype=mel.dtype, name="out")(nn.gelu(x))
+
+
+def window_mask(
+    frames: int, history: int, window: float, chunk: int | None
+) -> Bool[np.ndarray, "frames tokens"]:
+    """Which of ``history + STRIDE * frames`` tokens each latent frame may read: ``window`` seconds each side.
+
+    Frame ``f`` covers tokens ``history + 4 f .. history + 4 f + 3``. With ``chunk`` (latent frames) nothing past the
+    end of the frame's own chunk is visible, as in streaming.
+    """
+    reach = round(window * FPS)
+    token = np.arange(history + STRIDE * frames)[None]
+    start = history + STRIDE * np.arange(frames)[:, None]
+    mask = (token >= start - reach) & (token < start + STRIDE + reach)
+    if chunk is not None:
+        end = history + STRIDE * chunk * (np.arange(frames)[:, None] // chunk + 1)
+        mask &= token < end
+    return mask
+
+
+def branch(
+    tokens: Float[Array, "b n width"],
+    config: AudioConfig,
+    frames: int,
+    window: float,
+    chunk: int | None,
+    head_dim: int,
+) -> Audio:
+    """Tokens with their window mask and RoPE angles; query positions are the middles of their latent frames."""
+    b, n, _ = tokens.shape
+    history = n - STRIDE * frames
+    mask = jnp.asarray(window_mask(frames, history, window, chunk))
+    middles = history + STRIDE * np.arange(frames) + (STRIDE - 1) / 2
+    # A short base period tells neighbouring video frames apart.
+    return Audio(
+        tokens,
+        jnp.broadcast_to(mask, (b, *mask.shape)),
+        angles_1d(jnp.asarray(middles), head_dim, 100.0),
+        angles_1d(jnp.arange(n), head_dim, 100.0),
+    )

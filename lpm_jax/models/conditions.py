@@ -1,0 +1,121 @@
+"""What a pass is told: text, two audio branches, references; and where everything stands in the sequence.
+
+Parameters of a model: ``{"dit", "text", "speak", "listen"}``; the two audio encoders are separate (SPEC section 2).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from lpm_jax.config import Config, DiTConfig
+from lpm_jax.models import dit
+from lpm_jax.models.audio import AudioEncoder, branch
+from lpm_jax.models.text import TextEncoder
+from lpm_jax.nn.rope import angles_3d
+
+#: Reference kinds in the order of ``data_pipeline.schema.REFERENCES`` after a leading "first frame".
+FIRST_FRAME, GLOBAL, VIEWS, EXPRESSIONS = 0, 1, 2, 6
+
+
+def init(config: Config, key: Array) -> dict:
+    """Fresh parameters of the whole model."""
+    k1, k2, k3, k4 = jax.random.split(key, 4)
+    features = config.audio.bands * config.audio.hops_per_frame
+    mel = jnp.zeros((1, 4, features))
+    ids = jnp.ones((1, config.text.tokens), jnp.int32)
+    return {
+        "dit": dit.init(config.dit, k1),
+        "text": TextEncoder(config.text).init(k2, ids)["params"],
+        "speak": AudioEncoder(config.audio).init(k3, mel)["params"],
+        "listen": AudioEncoder(config.audio).init(k4, mel)["params"],
+    }
+
+
+def abstract(config: Config) -> dict:
+    """Shapes and dtypes of :func:`init` without computing anything."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def encode(
+    config: Config,
+    params: dict,
+    ids: Int[Array, "b words"],
+    speak: Float[Array, "b tokens features"],
+    listen: Float[Array, "b tokens features"],
+    frames: int,
+    chunk: int | None,
+    keep: dict[str, Float[Array, " b"]] | None = None,
+) -> dit.Conditions:
+    """Conditions for ``frames`` latent frames whose audio ends with them (more tokens are history).
+
+    ``keep`` switches branches per sample for guidance dropout: 1 keeps ``"text"`` or ``"audio"``, 0 drops it.
+    """
+    keep = keep or {}
+    text, mask = TextEncoder(config.text).apply({"params": params["text"]}, ids)
+    if "text" in keep:
+        alone = jnp.arange(ids.shape[1]) == 0  # dropped text is the empty prompt: its start token
+        mask = mask & ((keep["text"][:, None] > 0) | alone)
+    branches = {}
+    for kind, mel in (("speak", speak), ("listen", listen)):
+        tokens = AudioEncoder(config.audio).apply({"params": params[kind]}, mel)
+        if "audio" in keep:
+            tokens = tokens * keep["audio"][:, None, None].astype(tokens.dtype)
+        window = getattr(config.audio, f"{kind}_window")
+        branches[kind] = branch(tokens, config.audio, frames, window, chunk, config.dit.head_dim)
+    return dit.Conditions(text.astype(speak.dtype), mask, **branches)
+
+
+def reference_times(config: DiTConfig, kinds: Int[Array, "*b refs"]) -> Float[Array, "*b refs"]:
+    """Where each reference stands on the time axis: ``offset of its type + stride * index`` (segment RoPE)."""
+    times = jnp.full(kinds.shape, config.first_frame_offset)
+    for first, offset in (
+        (GLOBAL, config.global_offset),
+        (VIEWS, config.view_offset),
+        (EXPRESSIONS, config.expression_offset),
+    ):
+        times = jnp.where(kinds >= first, offset - config.reference_stride * (kinds - first), times)
+    return times
+
+
+def self_attention_mask(
+    frames: int, chunk: int | None, valid: Bool[Array, "b refs"]
+) -> Bool[Array, "b all all"]:
+    """Which frames see which: video sees video (block-causally with ``chunk``) and valid references; references see
+    references only."""
+    refs = valid.shape[1]
+    chunks = np.arange(frames) // (chunk or frames)
+    video = jnp.asarray(chunks[:, None] >= chunks[None])
+    top = jnp.concatenate(
+        [
+            jnp.broadcast_to(video, (valid.shape[0], frames, frames)),
+            jnp.broadcast_to(valid[:, None], (valid.shape[0], frames, refs)),
+        ],
+        axis=2,
+    )
+    # An absent reference sees itself, so that no query is without keys; nobody else sees it.
+    own = valid[:, None] | jnp.eye(refs, dtype=bool)
+    bottom = jnp.concatenate([jnp.zeros((valid.shape[0], refs, frames), bool), own], axis=2)
+    return jnp.concatenate([top, bottom], axis=1)
+
+
+def positions(
+    config: DiTConfig,
+    times: Float[Array, "#b frames"],
+    mask: Bool[Array, "b frames all"],
+    grid: tuple[int, int],
+    keep: Int[Array, "b kept"] | None = None,
+) -> dit.Positions:
+    """RoPE angles and token mask of a pass without cache; ``keep`` selects patches (the same in every frame)."""
+    own = angles_3d(times, *grid, config.head_dim)
+    n = grid[0] * grid[1]
+    if keep is not None:
+        b, f = mask.shape[:2]
+        own = jnp.broadcast_to(own.reshape(own.shape[0], f, n, -1), (b, f, n, own.shape[-1]))
+        own = jnp.take_along_axis(own, keep[:, None, :, None], axis=2)
+        n = keep.shape[1]
+        own = own.reshape(b, f * n, -1)
+    mask = jnp.repeat(jnp.repeat(mask, n, axis=1), n, axis=2)
+    return dit.Positions(own, None, mask)

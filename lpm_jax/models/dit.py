@@ -1,0 +1,301 @@
+"""The LPM diffusion transformer (SPEC section 2): Wan 2.1's backbone with speak and listen branches.
+
+Tokens are ``frames x height x width`` of the patched latent, noisy video first, references (with the first frame)
+appended at the end of the self-attention sequence. Each block is
+
+    x <- x + g1 * SelfAttention(mod1(LN(x)))                     AdaLN from the frame's own noise level
+    x <- x + W_o^txt A(q, text) + W_o^aud A(rot(q), audio)       q = RMS(W_q LN(x)) is shared
+    x <- x + g2 * FFN(mod2(LN(x)))
+
+Even blocks read the speak audio, odd ones the listen audio, each video frame within its window. References carry noise
+level 0, read only each other and skip the cross-attention, so their keys and values never change and can be pinned.
+
+The module :class:`Block` is stateless: it runs inside a raw ``lax.scan`` over pairs of blocks, whose parameters are
+stacked. Attention to a cache is the same code: ``context`` brings keys (before RoPE) and values of earlier chunks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from lpm_jax.config import DiTConfig
+from lpm_jax.nn.attention import attention
+from lpm_jax.nn.rope import rotate
+
+KINDS = ("speak", "listen")  # even, odd
+
+
+class Audio(NamedTuple):
+    """One branch's audio as a chunk of video sees it."""
+
+    tokens: Float[Array, "b audio width"]
+    mask: Bool[Array, "b frames audio"]  # which tokens each video frame may read
+    query_angles: Float[Array, "frames half"]
+    key_angles: Float[Array, "audio half"]
+
+
+class Conditions(NamedTuple):
+    """What a pass reads besides its latents."""
+
+    text: Float[Array, "b words width"]
+    text_mask: Bool[Array, "b words"]
+    speak: Audio
+    listen: Audio
+
+
+class Context(NamedTuple):
+    """Keys before RoPE and values that a block attends to besides its own tokens, and where they stand."""
+
+    k: Float[Array, "b m heads dim"]
+    v: Float[Array, "b m heads dim"]
+
+
+class Positions(NamedTuple):
+    """RoPE angles of the pass's own tokens and of its context, and the self-attention mask over context + own."""
+
+    own: Float[Array, "#b n half"]
+    context: Float[Array, "#b m half"] | None
+    mask: Bool[Array, "#b n all"] | None
+
+
+def layer_norm(x: Array, eps: float) -> Array:
+    """Layer norm without parameters, in float32."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    return (y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a gain, over the whole width (Wan's QK norm acts across heads)."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b width"]) -> Float[Array, "*b width"]:
+        gain = self.param("gain", nn.initializers.ones, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
+        return (y * gain).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """One transformer block; ``kind`` only names the audio it reads, all blocks have the same parameters."""
+
+    config: DiTConfig
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b frames tokens width"],
+        time: Float[Array, "b frames 6 width"],
+        video: int,
+        text: Float[Array, "b words width"],
+        text_mask: Bool[Array, "b words"],
+        audio: Audio,
+        positions: Positions,
+        context: Context | None = None,
+    ) -> tuple[Float[Array, "b frames tokens width"], tuple[Array, Array]]:
+        """``video`` is the number of leading frames that are video; the rest are references.
+
+        Returns the new tokens and this block's own keys (before RoPE) and values ``[b, n, heads, dim]``.
+        """
+        cfg = self.config
+        b, f, n, d = x.shape
+
+        def dense(name: str, features: int = d, init=None):
+            return nn.Dense(features, dtype=x.dtype, kernel_init=init or nn.initializers.xavier_uniform(), name=name)
+
+        def heads(y: Array) -> Array:
+            return y.reshape(b, -1, cfg.heads, cfg.head_dim)
+
+        table = self.param("modulation", nn.initializers.normal(d**-0.5), (6, d))
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(time + table.astype(time.dtype), 2, 0)[:, :, :, None]
+
+        # ---- self-attention over context, video and references
+        y = layer_norm(x, cfg.eps) * (1 + scale1) + shift1
+        q = heads(RMSNorm(cfg.eps, name="norm_q")(dense("q")(y)))
+        k = heads(RMSNorm(cfg.eps, name="norm_k")(dense("k")(y)))
+        v = heads(dense("v")(y))
+        keys, values = rotate(k, positions.own), v
+        if context is not None:
+            keys = jnp.concatenate([rotate(context.k, positions.context), keys], axis=1)
+            values = jnp.concatenate([context.v, values], axis=1)
+        y = attention(rotate(q, positions.own), keys, values, positions.mask, self.implementation)
+        x = x + dense("o")(y.reshape(b, f, n, d)) * gate1
+
+        # ---- text and audio cross-attention, summed; video only
+        if video:
+            clip = x[:, :video]
+            y = nn.LayerNorm(epsilon=cfg.eps, dtype=x.dtype, name="norm_cross")(clip)
+            q = RMSNorm(cfg.eps, name="norm_text_q")(dense("text_q")(y))
+            tk = RMSNorm(cfg.eps, name="norm_text_k")(dense("text_k")(text))
+            a_text = attention(heads(q), heads(tk), heads(dense("text_v")(text)), text_mask[:, None], "xla")
+
+            ak = RMSNorm(cfg.eps, name="norm_audio_k")(dense("audio_k")(audio.tokens))
+            av = dense("audio_v", init=nn.initializers.zeros)(audio.tokens)
+            q_angles = jnp.repeat(audio.query_angles, n, axis=0)
+            mask = jnp.repeat(audio.mask, n, axis=1)
+            a_audio = attention(
+                rotate(heads(q), q_angles), rotate(heads(ak), audio.key_angles), heads(av), mask, "xla"
+            )
+            shape = (b, video, n, d)
+            clip = clip + dense("text_o")(a_text.reshape(shape)) + dense("audio_o")(a_audio.reshape(shape))
+            x = jnp.concatenate([clip, x[:, video:]], axis=1)
+
+        # ---- feed-forward
+        y = layer_norm(x, cfg.eps) * (1 + scale2) + shift2
+        y = dense("ffn_out")(nn.gelu(dense("ffn_in", cfg.ffn)(y), approximate=True))
+        return x + y * gate2, (k, v)
+
+
+def time_features(levels: Float[Array, "*b"], dim: int) -> Float[Array, "*b dim"]:
+    """Sinusoidal features of ``1000 * level``, cosines first, as Wan."""
+    frequencies = 10_000.0 ** (-jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))
+    angles = 1000.0 * levels[..., None].astype(jnp.float32) * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class Embed(nn.Module):
+    """Patches, noise levels and text into the transformer's width."""
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(self, patches, levels, text):
+        cfg = self.config
+        x = nn.Dense(cfg.width, dtype=patches.dtype, name="patch")(patches)
+        t = time_features(levels, cfg.time_width).astype(patches.dtype)
+        t = nn.Dense(cfg.width, dtype=patches.dtype, name="time_in")(t)
+        t = nn.Dense(cfg.width, dtype=patches.dtype, name="time_out")(nn.silu(t))
+        e = nn.Dense(6 * cfg.width, dtype=patches.dtype, name="time_modulation")(nn.silu(t))
+        y = nn.Dense(cfg.width, dtype=patches.dtype, name="text_in")(text)
+        y = nn.Dense(cfg.width, dtype=patches.dtype, name="text_out")(nn.gelu(y, approximate=True))
+        return x, t, e.reshape(*e.shape[:-1], 6, cfg.width), y
+
+
+class Head(nn.Module):
+    """Final modulation and projection to patches."""
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(self, x, t):
+        cfg = self.config
+        table = self.param("modulation", nn.initializers.normal(cfg.width**-0.5), (2, cfg.width))
+        shift, scale = jnp.moveaxis(t[:, :, None] + table.astype(t.dtype), 2, 0)[:, :, :, None]
+        y = layer_norm(x, cfg.eps) * (1 + scale) + shift
+        return nn.Dense(
+            cfg.patch**2 * cfg.channels, dtype=x.dtype, kernel_init=nn.initializers.zeros, name="projection"
+        )(y)
+
+
+def init(config: DiTConfig, key: Array) -> dict:
+    """Fresh parameters: ``embed``, ``blocks`` (``speak`` and ``listen``, each stacked over pairs) and ``head``."""
+    keys = jax.random.split(key, 2 + config.depth)
+    dim = config.patch**2 * config.channels
+    zeros = jnp.zeros
+    embed = Embed(config).init(keys[0], zeros((1, 1, 1, dim)), zeros((1, 1)), zeros((1, 1, config.text_width)))
+    half = config.head_dim // 2
+    audio = Audio(
+        zeros((1, 1, config.audio_width)), jnp.ones((1, 1, 1), bool), zeros((1, half)), zeros((1, half))
+    )
+    x, e = zeros((1, 1, 1, config.width)), zeros((1, 1, 6, config.width))
+    text, positions = zeros((1, 1, config.width)), Positions(zeros((1, 1, half)), None, None)
+
+    def block(key):
+        return Block(config).init(key, x, e, 1, text, jnp.ones((1, 1), bool), audio, positions)["params"]
+
+    pairs = config.depth // 2
+    return {
+        "embed": embed["params"],
+        "blocks": {
+            "speak": jax.vmap(block)(keys[2 : 2 + pairs]),
+            "listen": jax.vmap(block)(keys[2 + pairs :]),
+        },
+        "head": Head(config).init(keys[1], x, zeros((1, 1, config.width)))["params"],
+    }
+
+
+def patchify(config: DiTConfig, latents: Float[Array, "b f h w c"]) -> Float[Array, "b f tokens pc"]:
+    """Spatial patches of ``patch x patch`` cells as vectors, channels last within a cell."""
+    p = config.patch
+    b, f, h, w, c = latents.shape
+    x = latents.reshape(b, f, h // p, p, w // p, p, c).swapaxes(3, 4)
+    return x.reshape(b, f, (h // p) * (w // p), p * p * c)
+
+
+def unpatchify(config: DiTConfig, x: Float[Array, "b f tokens pc"], h: int, w: int) -> Float[Array, "b f h w c"]:
+    """The inverse of :func:`patchify` for a latent of ``h x w`` cells."""
+    p = config.patch
+    b, f = x.shape[:2]
+    x = x.reshape(b, f, h // p, w // p, p, p, -1).swapaxes(3, 4)
+    return x.reshape(b, f, h, w, -1)
+
+
+class Cache(NamedTuple):
+    """Keys (before RoPE) and values per layer, ``[pairs, 2, b, slots, tokens, heads, dim]``."""
+
+    k: Array
+    v: Array
+
+
+def forward(
+    config: DiTConfig,
+    params: dict,
+    patches: Float[Array, "b f tokens pc"],
+    levels: Float[Array, "b f"],
+    video: int,
+    conditions: Conditions,
+    positions: Positions,
+    cache: Cache | None = None,
+    write_at: Any = None,
+    implementation: str | None = None,
+    remat: bool = False,
+) -> tuple[Float[Array, "b video tokens pc"], Cache | None]:
+    """The network's output for ``f`` latent frames of patches, the first ``video`` video and the rest references.
+
+    A frame's tokens may be any subset of its patches, as long as ``positions.own`` tells where they stand.
+    With a ``cache`` every block attends to all its slots before its own tokens (``positions.context`` and
+    ``positions.mask`` say where they stand and which count), and, if ``write_at`` is given, stores its own keys and
+    values from that slot on. The cache rides in the scan's carry so that XLA updates it in place when donated.
+    """
+    b, f, n, _ = patches.shape
+    x, t, e, text = Embed(config).apply({"params": params["embed"]}, patches, levels, conditions.text)
+    block = Block(config, implementation)
+
+    def pair(carry, layer):
+        x, cache = carry
+        weights, index = layer
+        for which, kind in enumerate(KINDS):
+            context = None
+            if cache is not None:
+                read = [jax.lax.dynamic_index_in_dim(c, index, 0, keepdims=False)[which] for c in cache]
+                context = Context(*(c.reshape(b, -1, config.heads, config.head_dim) for c in read))
+            x, kv = block.apply(
+                {"params": weights[kind]},
+                x, e, video, text, conditions.text_mask, getattr(conditions, kind), positions, context,
+            )  # fmt: skip
+            if write_at is not None:
+                cache = Cache(
+                    *(
+                        jax.lax.dynamic_update_slice(
+                            c,
+                            new.reshape(1, 1, b, f, n, config.heads, config.head_dim).astype(c.dtype),
+                            (index, which, 0, write_at, 0, 0, 0),
+                        )
+                        for c, new in zip(cache, kv, strict=True)
+                    )
+                )
+        return (x, cache), None
+
+    if remat:
+        pair = jax.checkpoint(pair, prevent_cse=False)
+    pairs = config.depth // 2
+    (x, cache), _ = jax.lax.scan(pair, (x, cache), (params["blocks"], jnp.arange(pairs)))
+    return Head(config).apply({"params": params["head"]}, x[:, :video], t[:, :video]), cache

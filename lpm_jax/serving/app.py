@@ -1,0 +1,167 @@
+"""The HTTP side: page, uploads, lists, health; and the door to the WebSocket.
+
+Meant for one machine and one user: loopback by default, requests only from its own page, one live session at a time.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Request, Response, UploadFile, WebSocket
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from PIL import Image
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lpm_jax.errors import InputError, one_line
+from lpm_jax.media import load_audio, load_image
+from lpm_jax.serving.engine import Engine
+from lpm_jax.serving.library import Library
+from lpm_jax.serving.websocket import Conversation
+
+PAGE = Path(__file__).parent / "page"
+MAX_UPLOAD = 20_000_000  # bytes
+MAX_SPEECH_SECONDS = 600.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]", "testserver")
+POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self' ws: wss:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+
+
+class Guard:
+    """ASGI middleware. Other sites' pages are refused (Origin), other names for this machine too (Host, against DNS
+    rebinding) unless ``any_host``; bodies end at 20 MB."""
+
+    def __init__(self, app: ASGIApp, any_host: bool = False) -> None:
+        self.app, self.any_host = app, any_host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        host, origin = headers.get("host", ""), headers.get("origin")
+        known = self.any_host or urlsplit(f"//{host}").hostname in LOOPBACK
+        if not known or (origin is not None and urlsplit(origin).netloc != host):
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 4403})
+            else:
+                await JSONResponse({"error": "requests from other sites are refused"}, 403)(scope, receive, send)
+            return
+        size = 0
+
+        async def limited() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b"")) if message["type"] == "http.request" else 0
+            if size > MAX_UPLOAD + 10_000:  # the form's own lines
+                raise HTTPException(413, f"expected at most {MAX_UPLOAD // 1_000_000} MB")
+            return message
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] += [
+                    (b"content-security-policy", POLICY.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"cache-control", b"no-cache"),
+                ]
+            await send(message)
+
+        await self.app(scope, limited if scope["type"] == "http" else receive, guarded)
+
+
+def create_app(
+    load: Callable[[], Any],
+    *,
+    library: Library | None = None,
+    defaults: dict[str, Any] | None = None,
+    any_host: bool = False,
+    image_size: int = 128,
+) -> FastAPI:
+    """The service. ``load`` returns a warm ``Pipeline`` and runs in the model's thread; ``defaults`` are those of
+    ``session.update``: character, prompt, seed."""
+    engine, library = Engine(load), library or Library()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        engine.stop()
+
+    app = FastAPI(title="lpm_jax", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, any_host=any_host)
+    app.state.engine, app.state.library = engine, library
+
+    @app.exception_handler(InputError)
+    async def bad_input(_: Request, error: InputError) -> JSONResponse:
+        return JSONResponse({"error": one_line(error)}, 400)
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": str(error.detail)}, error.status_code)
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, str]:
+        return {"state": "alive"}
+
+    @app.get("/readyz")
+    def readyz() -> JSONResponse:
+        if engine.error is not None:
+            return JSONResponse({"state": "failed", "error": one_line(engine.error)}, 503)
+        return JSONResponse({"state": "ready" if engine.ready else "warming_up"}, 200 if engine.ready else 503)
+
+    @app.get("/v1/characters")
+    def characters() -> list[dict[str, str]]:
+        names = [*library.images, *library.characters()]
+        return [{"name": name, "image": f"/v1/images/{name}"} for name in names]
+
+    @app.get("/v1/samples")
+    def samples() -> list[dict[str, str]]:
+        return [{"name": name, "audio": f"/v1/samples/{name}"} for name in library.samples()]
+
+    @app.get("/v1/samples/{name}")
+    def sample(name: str) -> FileResponse:
+        if name not in library.samples():
+            raise HTTPException(404, f"no sample {name[:60]!r}")
+        return FileResponse(library.samples()[name])
+
+    @app.get("/v1/images/{name}")
+    def image(name: str) -> Response:
+        try:
+            found = library.image(name)
+        except InputError as error:
+            raise HTTPException(404, one_line(error)) from None
+        if isinstance(found, Path):
+            return FileResponse(found)
+        data = io.BytesIO()
+        Image.fromarray(np.asarray(found)).save(data, "PNG")
+        return Response(data.getvalue(), media_type="image/png")
+
+    @app.post("/v1/images")
+    def upload_image(file: UploadFile) -> dict[str, str]:
+        picture = load_image(file.file, image_size, name=_name(file))
+        key = library.keep(library.images, picture)
+        return {"id": key, "image": f"/v1/images/{key}"}
+
+    @app.post("/v1/speech")
+    def upload_speech(file: UploadFile) -> dict[str, Any]:
+        sound = load_audio(file.file, name=_name(file), max_seconds=MAX_SPEECH_SECONDS)
+        return {"id": library.keep(library.speech, sound), "seconds": round(len(sound) / 24_000, 3)}
+
+    @app.websocket("/v1/ws")
+    async def live(socket: WebSocket) -> None:
+        await Conversation(socket, engine, library, defaults or {}).run()
+
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return app
+
+
+def _name(file: UploadFile) -> str:
+    return Path(file.filename or "upload").name[:80]

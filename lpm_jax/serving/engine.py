@@ -1,0 +1,68 @@
+"""The model and the one thread it lives in: the event loop never waits for JAX."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+
+class Engine:
+    """Loads a pipeline in its own thread and runs every call on it there, one after the other.
+
+    ``load`` returns a warm pipeline. The thread is a daemon: leaving the program does not wait for a compilation.
+    """
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load = load
+        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self.pipeline: Any = None
+        self.error: BaseException | None = None
+        self.loaded = threading.Event()  # set when loading ended, well or not
+        self.occupied = False  # by a live session; touched by the event loop only
+
+    @property
+    def ready(self) -> bool:
+        return self.pipeline is not None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the thread end after what it is doing."""
+        self._jobs.put(None)
+
+    async def wait(self) -> Any:
+        """The warm pipeline; raises what loading raised."""
+        while not self.loaded.is_set():
+            await asyncio.sleep(0.02)
+        if self.error is not None:
+            raise RuntimeError(f"the model did not load: {self.error}")
+        return self.pipeline
+
+    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """``function(*args)`` in the model's thread."""
+        job: Future = Future()
+        self._jobs.put((job, function, args))
+        return await asyncio.wrap_future(job)
+
+    def _work(self) -> None:
+        try:
+            self.pipeline = self._load()
+        except BaseException as error:
+            self.error = error
+            return
+        finally:
+            self.loaded.set()
+        while (item := self._jobs.get()) is not None:
+            job, function, args = item
+            if not job.set_running_or_notify_cancel():
+                continue  # whoever asked has gone
+            try:
+                job.set_result(function(*args))
+            except BaseException as error:
+                job.set_exception(error)

@@ -1,0 +1,232 @@
+"""One conversation, without any network: what was said and heard goes in, chunks of picture and sound come out.
+
+``Session.step`` runs in the model's own thread; everything else may be called from any thread and takes effect at the
+next chunk boundary. The user's sound waits in a ring of 3 s that drops its oldest part; the agent's speech waits in a
+queue of utterances that drops nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from lpm_jax.errors import InputError
+from lpm_jax.media import check_prompt
+
+LISTEN_SECONDS = 3.0  # the microphone's ring
+LISTEN_LEAD = 0.1  # seconds of silence put before a microphone's first sound, so that late packets leave no holes
+FADE_SECONDS = 0.03  # of interrupted speech
+QUEUED_SECONDS = 900  # of speech may wait
+STARVED_SECONDS = 1.0  # after so long without new audio, speech without an end is played as far as it goes
+
+
+class Ring:
+    """Samples that wait to be heard: at most ``capacity`` of them, the oldest are dropped."""
+
+    def __init__(self, capacity: int, lead: int = 0) -> None:
+        self.capacity, self.lead = capacity, lead
+        self._samples = np.zeros(0, np.float32)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def append(self, samples: Float[np.ndarray, " samples"]) -> None:
+        with self._lock:
+            lead = [np.zeros(self.lead, np.float32)] if not len(self._samples) else []
+            self._samples = np.concatenate([*lead, self._samples, samples.astype(np.float32)])[-self.capacity :]
+
+    def take(self, count: int) -> Float[np.ndarray, " samples"] | None:
+        """The oldest ``count`` samples, silence after the last one; None when there are none. What is more than
+        three takes late is dropped."""
+        with self._lock:
+            if not len(self._samples):
+                return None
+            late = len(self._samples) - 3 * count
+            if late > 0:
+                self._samples = self._samples[late:]
+            out = np.zeros(count, np.float32)
+            head = self._samples[:count]
+            out[: len(head)] = head
+            self._samples = self._samples[count:]
+            return out
+
+    def clear(self) -> None:
+        with self._lock:
+            self._samples = np.zeros(0, np.float32)
+
+
+@dataclass
+class Utterance:
+    """Something the agent says; ``ended`` when no more audio will come."""
+
+    id: str
+    parts: deque[np.ndarray] = field(default_factory=deque)
+    waiting: int = 0  # samples
+    played: int = 0  # samples
+    ended: bool = False
+    fed: float = field(default_factory=time.monotonic)
+
+    def append(self, samples: Float[np.ndarray, " samples"]) -> None:
+        self.parts.append(samples)
+        self.waiting += len(samples)
+        self.fed = time.monotonic()
+
+    def take(self, count: int) -> Float[np.ndarray, " samples"]:
+        """At most ``count`` samples."""
+        out = []
+        while count and self.parts:
+            part = self.parts.popleft()
+            if len(part) > count:
+                self.parts.appendleft(part[count:])
+                part = part[:count]
+            out.append(part)
+            count -= len(part)
+        taken = np.concatenate(out) if out else np.zeros(0, np.float32)
+        self.waiting -= len(taken)
+        self.played += len(taken)
+        return taken
+
+
+@dataclass(frozen=True)
+class Block:
+    """One chunk to play: frames and sound of the same moment, and the events that happen in it."""
+
+    time: float  # seconds from the session's start to the first frame
+    frames: UInt8[np.ndarray, "frames height width 3"]
+    audio: Float[np.ndarray, " samples"]
+    state: str  # silence, speak, listen, both
+    seconds: float  # to compute it
+    events: tuple[dict[str, Any], ...] = ()
+
+
+class Session:
+    """A live performer with its ears, its speech queue and its clock. ``pipeline`` is a warm ``lpm_jax.Pipeline``."""
+
+    def __init__(self, pipeline: Any, image: Any, prompt: str = "", seed: int = 0) -> None:
+        self.pipeline = pipeline
+        self.samples = pipeline.chunk_frames * pipeline.sample_rate // pipeline.fps  # of one chunk
+        self.chunk_seconds = pipeline.chunk_frames / pipeline.fps
+        self.listen = Ring(round(LISTEN_SECONDS * pipeline.sample_rate), round(LISTEN_LEAD * pipeline.sample_rate))
+        self.frames = 0  # generated so far
+        self.seed = seed
+        self.prompt = check_prompt(prompt)
+        self._image: Any = image  # to open at the next step
+        self._stream: Any = None
+        self._prompt: str | None = None  # to set at the next step
+        self._queue: deque[Utterance] = deque()
+        self._speaking: Utterance | None = None
+        self._interrupted = False
+        self._count = 0
+        self._lock = threading.Lock()
+
+    @property
+    def time(self) -> float:
+        """Seconds generated so far."""
+        return self.frames / self.pipeline.fps
+
+    # What a conversation asks for, from any thread.
+
+    def say(self, samples: Float[np.ndarray, " samples"], *, ended: bool = True) -> str:
+        """Speak these samples (24 kHz mono) after what is queued, or as the rest of speech that has not ended."""
+        with self._lock:
+            waiting = (sum(u.waiting for u in self._queue) + len(samples)) / self.pipeline.sample_rate
+            if waiting > QUEUED_SECONDS:
+                raise InputError(
+                    f"speech: expected at most {QUEUED_SECONDS} s waiting to be spoken, found {waiting:.0f} s"
+                )
+            if not self._queue or self._queue[-1].ended:
+                self._count += 1
+                self._queue.append(Utterance(f"speech-{self._count}"))
+            self._queue[-1].append(samples)
+            self._queue[-1].ended = ended
+            return self._queue[-1].id
+
+    def end_speech(self) -> None:
+        """No more audio will come for the speech now arriving."""
+        with self._lock:
+            if self._queue:
+                self._queue[-1].ended = True
+
+    def interrupt(self) -> None:
+        """Stop speaking at the next chunk, faded, and forget what is queued."""
+        with self._lock:
+            self._interrupted = bool(self._queue)
+
+    def set_prompt(self, prompt: str) -> None:
+        prompt = check_prompt(prompt)
+        with self._lock:
+            self.prompt = self._prompt = prompt
+
+    def set_character(self, image: Any, seed: int | None = None) -> None:
+        """Continue with another picture; the clock and the queues go on."""
+        with self._lock:
+            self._image = image
+            self.seed = self.seed if seed is None else seed
+
+    # What the model's thread does.
+
+    def step(self) -> Block:
+        """Generate the next chunk (blocking)."""
+        started = time.perf_counter()
+        with self._lock:
+            image, self._image = self._image, None
+            prompt, self._prompt = self._prompt, None
+        if image is not None:  # a picture that cannot be opened leaves the stream as it was
+            self._stream = self.pipeline.open(image, prompt=self.prompt, seed=self.seed)
+        elif prompt is not None:
+            self._stream.set_prompt(prompt)
+        with self._lock:
+            speak, events = self._next_speech()
+        chunk = self._stream.step(speak, self.listen.take(self.samples))
+        begin, self.frames = self.time, self.frames + len(chunk.frames)
+        sound = np.zeros(self.samples, np.float32) if speak is None else speak
+        return Block(begin, chunk.frames, sound, chunk.state, time.perf_counter() - started, tuple(events))
+
+    def _next_speech(self) -> tuple[np.ndarray | None, list[dict[str, Any]]]:
+        """The next chunk of speech, padded with silence, and what it starts or ends. The lock is held."""
+        events: list[dict[str, Any]] = []
+        rate, now = self.pipeline.sample_rate, self.time
+        if self._interrupted:
+            self._interrupted = False
+            current, self._queue = self._speaking, deque()
+            if current is None:  # nothing had been heard yet
+                return None, events
+            tail = current.take(round(FADE_SECONDS * rate))
+            self._speaking = None
+            events.append(_ended(current, now + len(tail) / rate, rate, interrupted=True))
+            return (self._pad(tail * np.linspace(1, 0, len(tail), dtype=np.float32)) if len(tail) else None), events
+        if not self._queue:
+            return None, events
+        head = self._queue[0]
+        if not head.ended and head.waiting < self.samples and time.monotonic() - head.fed < STARVED_SECONDS:
+            return None, events  # more is about to come: do not break words apart
+        samples = head.take(self.samples)
+        if self._speaking is not head and len(samples):
+            self._speaking = head
+            events.append({"type": "agent.speak_started", "speech": head.id, "time": round(now, 4)})
+        if head.ended and not head.waiting:
+            self._queue.popleft()
+            if self._speaking is head:
+                events.append(_ended(head, now + len(samples) / rate, rate, interrupted=False))
+            self._speaking = None
+        return (self._pad(samples) if len(samples) else None), events
+
+    def _pad(self, samples: np.ndarray) -> np.ndarray:
+        return np.pad(samples.astype(np.float32), (0, self.samples - len(samples)))
+
+
+def _ended(speech: Utterance, at: float, rate: int, *, interrupted: bool) -> dict[str, Any]:
+    return {
+        "type": "agent.speak_ended",
+        "speech": speech.id,
+        "time": round(at, 4),
+        "playback_position": round(speech.played / rate, 4),
+        "interrupted": interrupted,
+    }

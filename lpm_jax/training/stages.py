@@ -1,0 +1,29 @@
+"""The stages by name, in the order of the recipe, and what each starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lpm_jax.config import Config
+from lpm_jax.errors import InputError
+from lpm_jax.training.loop import run_stage
+
+ORDER = ("vae", "base.speak", "base.listen", "base.identity", "online.causal")
+
+
+def run(stage: str, config: Config, workdir: Path) -> None:
+    """Trains one stage in ``workdir / stage``."""
+    workdir = Path(workdir)
+    if stage == "vae":
+        from lpm_jax.training.vae import make_stage
+
+        run_stage(make_stage(config, config.data), config, workdir)
+        return
+    from lpm_jax.training.flow_matching import make_stage
+
+    before = config.train.init or ORDER[ORDER.index(stage) - 1]
+    if before == "vae":
+        before = "scratch"
+    if before != "scratch" and not (workdir / before / "weights").is_dir():
+        raise InputError(f"--stage {stage}: expected the finished weights of {before} in {workdir}, found none")
+    run_stage(make_stage(stage, before, config, workdir), config, workdir)

@@ -1,0 +1,121 @@
+"""Stage ``vae``: the toy autoencoder on crops of rendered video, plain MSE weighted by picture region."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipeline.loader import RegionWeights, pixel_batches
+from data_pipeline.performers.builder import open_split
+from data_pipeline.schema import REGIONS
+from data_pipeline.video import decode_mp4
+from lpm_jax.config import Config
+from lpm_jax.models.vae import toy
+from lpm_jax.training.loop import Stage
+from lpm_jax.training.sheets import save_sheet
+
+CROP_LATENTS = 4  # latent frames of a crop: one picture and three groups
+
+
+def psnr(error: float) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error on the -1..1 scale."""
+    return float(10 * np.log10(4.0 / max(error, 1e-12)))
+
+
+def make_stage(config: Config, data_dir: str) -> Stage:
+    cfg, train = config.vae, config.train
+    source = open_split(data_dir, "train")
+    held_out = open_split(data_dir, "held_out")
+    weights = RegionWeights(train.mouth, train.eyes, train.face)
+
+    def loss(params, batch, key):
+        video = toy.to_unit(batch["video"])
+        dtype = jnp.dtype(train.dtype)
+        cast = jax.tree.map(lambda p: p.astype(dtype), params)
+        z, _ = toy.encode(cfg, cast, video.astype(dtype))
+        noisy = z + cfg.noise * jax.random.normal(key, z.shape, dtype)
+        decoded, _ = toy.decode(cfg, cast, noisy)
+        error = jnp.square(decoded.astype(jnp.float32) - video)
+        weight = jnp.repeat(jnp.repeat(batch["weights"], 8, -1), 8, -2)  # cells -> pixels
+        weight = jnp.concatenate([weight[:, :1], jnp.repeat(weight[:, 1:], toy.GROUP, 1)], 1)[..., None]
+        mse = jnp.mean(error)
+        weighted = jnp.sum(error * weight) / jnp.sum(weight) / 3
+        kl = 0.5 * jnp.mean(jnp.square(z.astype(jnp.float32)))
+        return weighted + cfg.kl * kl, {"mse": mse, "latent_rms": jnp.sqrt(2 * kl)}
+
+    @jax.jit
+    def roundtrip(params, video):
+        z, _ = toy.encode(cfg, params, toy.to_unit(video))
+        return jnp.clip(toy.decode(cfg, params, z)[0], -1, 1)
+
+    def validate(params, directory: Path):
+        scores = reconstruction_scores(lambda video: np.asarray(roundtrip(params, video)), held_out, clips=8)
+        directory.mkdir(parents=True, exist_ok=True)
+        truth = decode_mp4(held_out[0]["video"])
+        result = np.asarray(toy.to_pixels(roundtrip(params, truth[None]))[0])
+        picks = np.linspace(0, len(truth) - 1, 8).astype(int)
+        save_sheet(directory / "sheet.png", [truth[picks], result[picks]])
+        return scores
+
+    def finish(params):
+        """Measures the latent's mean and scale over training clips and stores them with the weights."""
+        encode = jax.jit(lambda video: toy.encode(cfg, params, toy.to_unit(video))[0])
+        total, square, n = 0.0, 0.0, 0
+        for i in np.linspace(0, len(source) - 1, min(64, len(source))).astype(int):
+            z = np.asarray(encode(decode_mp4(source[int(i)]["video"])[None]), np.float64).reshape(-1, cfg.channels)
+            total, square, n = total + z.sum(0), square + (z**2).sum(0), n + len(z)
+        mean = total / n
+        std = np.sqrt(square / n - mean**2) + 1e-4
+        return params | {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
+
+    data = pixel_batches(
+        source,
+        batch=train.batch,
+        count=train.crops_per_clip,
+        side=train.crop,
+        latents=CROP_LATENTS,
+        weights=weights,
+        seed=train.seed,
+        threads=train.data_threads,
+    )
+    return Stage(
+        name="vae",
+        params=toy.init(cfg, jax.random.key(train.seed)),
+        data=data,
+        loss=loss,
+        validate=validate,
+        finish=finish,
+        frozen=lambda params: {k: jax.tree.map(lambda _: k in ("mean", "std"), v) for k, v in params.items()},
+    )
+
+
+def reconstruction_scores(roundtrip, source, clips: int) -> dict[str, float]:
+    """PSNR in dB over all pixels, in the mouth and eye boxes, and over frames with moving against still heads.
+
+    ``roundtrip`` maps uint8 ``[1, frames, h, w, 3]`` to float ``[1, frames, h, w, 3]`` in -1..1.
+    """
+    sums = {name: [0.0, 0] for name in ("all", "mouth", "eyes", "moving", "still")}
+
+    def add(name, values):
+        sums[name][0] += float(values.sum())
+        sums[name][1] += values.size
+
+    from data_pipeline.schema import PARAM_INDEX
+
+    for i in range(min(clips, len(source))):
+        record = source[i]
+        truth = decode_mp4(record["video"])
+        error = np.square(roundtrip(truth[None])[0] - (truth / 127.5 - 1.0))
+        add("all", error)
+        size = truth.shape[1]
+        for name in ("mouth", "eyes"):
+            boxes = np.clip(record["regions"][:, REGIONS.index(name)] * size, 0, size).astype(int)
+            for frame, (top, left, bottom, right) in zip(error, boxes, strict=True):
+                add(name, frame[top:bottom, left:right])
+        speed = np.abs(np.gradient(record["params"][:, PARAM_INDEX["pitch"]])) * 24  # degrees per second
+        add("moving", error[speed > 12])
+        add("still", error[speed < 2])
+    return {f"psnr_{name}": psnr(total / max(n, 1)) for name, (total, n) in sums.items() if n}
