@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.schema import REFERENCES
 from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.media import FPS, SAMPLE_RATE, Mp4Writer, check_output, check_prompt, load_audio, load_image
 from lpm_jax.serving.library import Library
+from lpm_jax.serving.progress import Progress
 
 SIZE = 128  # side of the bundled model's frames; larger models scale what they are given
-VIEWS = ("front", "left", "right", "back")
-EXPRESSIONS = ("neutral", "happy", "sad", "angry", "surprised", "afraid", "disgusted", "thinking")
-REFERENCES = (*(f"view/{v}" for v in VIEWS), *(f"expression/{e}" for e in EXPRESSIONS))
 LISTEN_LEVEL = 0.4  # of the partner's voice under --mix-listen
 
 
@@ -37,7 +36,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--prompt", default="", help="how it behaves, at most 2,000 characters")
     add("--seed", type=int, default=0)
     add("--model", default="toy", help="'toy' or the folder of a checkpoint")
-    add("--reference", metavar="KIND=FILE", action="append", default=[], help=f"more pictures: {', '.join(REFERENCES)}")
+    add(
+        "--reference",
+        metavar="KIND=FILE",
+        action="append",
+        default=[],
+        help=f"more pictures: {', '.join(REFERENCES[1:])}",
+    )
     add("--steps", type=int, metavar="N", help="denoising steps per chunk (default: what the model was trained for)")
     add("--mix-listen", action="store_true", help="let the partner be heard, quietly, in the file")
     add("--silent-seconds", type=float, metavar="S", help="an idle video of S seconds, without speech")
@@ -48,7 +53,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    logging.basicConfig(format="serve.py: note: %(message)s", level=logging.WARNING)
+    logging.basicConfig(format="note: %(message)s", stream=sys.stdout)
     logging.getLogger("lpm_jax.media").setLevel(logging.INFO)
     args.prompt = check_prompt(args.prompt)
     if args.model != "toy" and not Path(args.model).is_dir():
@@ -57,32 +62,38 @@ def main() -> None:
         raise InputError(f"--seed: expected 0 to {2**31 - 1}, found {args.seed}")
     if args.steps is not None and not 1 <= args.steps <= 100:
         raise InputError(f"--steps: expected 1 to 100, found {args.steps}")
-    references = [reference(text) for text in args.reference]
+    references = read_references(args.reference)
     if args.out is None:
         live(args, references)
     else:
         to_file(args, references)
 
 
-def reference(text: str) -> tuple[str, np.ndarray]:
-    """``view/left=me-left.png`` as the kind and its picture."""
-    kind, _, path = text.partition("=")
-    if kind not in REFERENCES or not path:
-        raise InputError(f"--reference: expected KIND=FILE with KIND one of {', '.join(REFERENCES)}, found {text!r}")
-    return kind, load_image(path, SIZE)
+def read_references(texts: list[str]) -> dict[str, np.ndarray]:
+    """``view/left=me-left.png`` as kinds and pictures."""
+    found: dict[str, np.ndarray] = {}
+    for text in texts:
+        kind, _, path = text.partition("=")
+        if kind not in REFERENCES[1:] or not path:
+            kinds = ", ".join(REFERENCES[1:])
+            raise InputError(f"--reference: expected KIND=FILE with KIND one of {kinds}, found {text!r}")
+        if kind in found:
+            raise InputError(f"--reference: expected each kind once, found {kind} twice")
+        found[kind] = load_image(path, SIZE)
+    return found
 
 
 def tracks(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
     """What is said and what is heard, equally long, at 24 kHz."""
     if args.silent_seconds is not None:
-        if args.speak or args.listen:
+        if args.speak is not None or args.listen is not None:
             raise InputError("--silent-seconds: expected without --speak and --listen, found beside them")
         if not 0.05 <= args.silent_seconds <= 24 * 3600:
             raise InputError(f"--silent-seconds: expected 0.05 to 86,400, found {args.silent_seconds:g}")
         return np.zeros(round(args.silent_seconds * SAMPLE_RATE), np.float32), None
-    listen = load_audio(args.listen) if args.listen else None
-    if args.speak or listen is None:
-        speak = load_audio(args.speak or Library().first_sample())
+    listen = load_audio(args.listen) if args.listen is not None else None
+    if args.speak is not None or listen is None:
+        speak = load_audio(Library().first_sample() if args.speak is None else args.speak)
     else:
         speak = np.zeros(len(listen), np.float32)
     length = max(len(speak), 0 if listen is None else len(listen))
@@ -96,9 +107,9 @@ def load_pipeline(model: str) -> Any:
     return Pipeline.from_pretrained(model)
 
 
-def to_file(args: argparse.Namespace, references: list[tuple[str, np.ndarray]]) -> None:
+def to_file(args: argparse.Namespace, references: dict[str, np.ndarray]) -> None:
     out = check_output(args.out)
-    image = load_image(args.image or Library().first_character(), SIZE)
+    image = load_image(Library().first_character() if args.image is None else args.image, SIZE)
     speak, listen = tracks(args)
     sound = speak if listen is None or not args.mix_listen else np.clip(speak + LISTEN_LEVEL * listen, -1, 1)
 
@@ -130,34 +141,6 @@ def to_file(args: argparse.Namespace, references: list[tuple[str, np.ndarray]]) 
     )
 
 
-class Progress:
-    """Seconds done of seconds in all: a bar on a terminal, a plain line every 5 s elsewhere."""
-
-    def __init__(self, total: float) -> None:
-        self.total, self.began, self.shown, self.bar = total, time.monotonic(), time.monotonic(), None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            form = "{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} s of video, {remaining} left"
-            self.bar = tqdm(total=total, bar_format=form)
-
-    def show(self, done: float) -> None:
-        now = time.monotonic()
-        if self.bar is not None:
-            self.bar.update(done - self.bar.n)
-        elif now - self.shown > 5 and done:
-            left = (now - self.began) * (self.total / done - 1)
-            self.shown = now
-            print(f"{done:.1f} of {self.total:.1f} s ({done / self.total:.0%}), {left:.0f} s left", flush=True)
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket, or ``InputError``."""
     if not 0 <= port <= 65535:
@@ -175,20 +158,21 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def live(args: argparse.Namespace, references: list[tuple[str, np.ndarray]]) -> None:
-    for name, given in {"listen": args.listen, "mix-listen": args.mix_listen, "silent-seconds": args.silent_seconds,
-                        "steps": args.steps, "reference": references}.items():  # fmt: skip
-        if given:
+def live(args: argparse.Namespace, references: dict[str, np.ndarray]) -> None:
+    only_files = {"listen": args.listen, "silent-seconds": args.silent_seconds, "steps": args.steps}
+    only_files |= {"mix-listen": args.mix_listen or None, "reference": references or None}
+    for name, given in only_files.items():
+        if given is not None:
             raise InputError(f"--{name}: expected together with --out, found without it")
     listener = bind(args.host, args.port)
     library = Library()
     defaults: dict[str, Any] = {"prompt": args.prompt, "seed": args.seed}
-    if args.image:
+    if args.image is not None:
         library.images["yours"] = load_image(args.image, SIZE)
         defaults["character"] = "yours"
     else:
         library.first_character()
-    if args.speak:
+    if args.speak is not None:
         library.speech["yours"] = load_audio(args.speak)
 
     from lpm_jax.serving.live import serve  # the web server, and JAX in its own thread

@@ -91,4 +91,63 @@ def pixel_batches(
     return data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
 
 
-__all__ = ["REFERENCES", "RegionWeights", "group_max", "pixel_batches", "weight_map"]
+@dataclasses.dataclass(frozen=True)
+class Window(grain.transforms.RandomMap):
+    """Cached clip -> a training window of ``latents`` latent frames with everything a conditioning branch reads.
+
+    The window follows a *first frame* encoded as a picture, as a stream follows its image. Audio tokens cover
+    ``history`` video frames before the window (silence before the clip) and the window itself.
+    """
+
+    latents: int
+    history: int
+    weights: RegionWeights
+    first_frame: float  # share of windows that show their first frame
+    extra: float  # share of windows that show view and expression references
+
+    def random_map(self, clip: dict, rng: np.random.Generator) -> dict:
+        total = len(clip["latents"]) - 1
+        stride = -(-total // len(clip["stills"]))
+        index = int(rng.integers((total - self.latents) // stride + 1))
+        start = index * stride
+        window = slice(start + 1, start + 1 + self.latents)
+        kinds = clip["reference_kinds"].copy()
+        if rng.random() >= self.extra:
+            kinds[1:] = -1
+        else:  # any subset
+            kinds[1:] = np.where(rng.random(len(kinds) - 1) < 0.5, kinds[1:], -1)
+        extra = 1 + int(np.argmax(kinds[1:] >= 0)) if (kinds[1:] >= 0).any() else 1
+        weight = np.ones(clip["mouth"].shape, np.float32)
+        for name in ("face", "eyes", "mouth"):
+            weight = np.maximum(weight, np.where(clip[name], getattr(self.weights, name), 1.0))
+        frame = LATENT_STRIDE * start + 1
+        out = {
+            "latents": clip["latents"][window],
+            # Three slots: the first frame, the global reference, one further reference.
+            "references": np.stack([clip["stills"][index], clip["references"][0], clip["references"][extra]]),
+            "reference_kinds": np.array([0, 1, max(kinds[extra], 0)], np.int32),
+            "reference_valid": np.array([rng.random() < self.first_frame, True, kinds[extra] >= 0]),
+            "text": clip["text"],
+            "weights": weight[window],
+            "clip_start": np.int32(frame),
+        }
+        for name in ("speak", "listen"):
+            mel = np.concatenate([np.repeat(self.silence(clip[name]), self.history, axis=0), clip[name]])
+            out[name] = mel[frame : frame + self.history + LATENT_STRIDE * self.latents]
+        return out
+
+    @staticmethod
+    def silence(mel: Float[np.ndarray, "tokens features"]) -> Float[np.ndarray, "1 features"]:
+        """Encoded silence: the floor of the log-mel scale."""
+        return np.full((1, mel.shape[1]), SILENCE, mel.dtype)
+
+
+def latent_batches(source, window: Window, *, batch: int, seed: int, threads: int) -> grain.IterDataset:
+    """Endless batches of windows for the diffusion stages."""
+    data = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(window).batch(batch)
+    return data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch))
+
+
+SILENCE = (np.log(1e-4) + 3.0) / 6.0  # models/audio.py: log-mel of no sound
+
+__all__ = ["REFERENCES", "RegionWeights", "Window", "group_max", "latent_batches", "pixel_batches", "weight_map"]

@@ -95,8 +95,9 @@ class StreamConfig:
 
     chunk: int = 3  # latent frames a step: 12 video frames, 0.5 s
     sink: int = 1
-    window: int = 2
+    window: int = 1
     levels: tuple[float, ...] = (1.0, 0.5)  # T0, T1: the noise level of each evaluation
+    references: int = 2  # slots for views and expressions beside the first frame and the global appearance
 
     @property
     def span(self) -> int:
@@ -110,7 +111,7 @@ class TrainConfig:
 
     steps: int = 1000
     batch: int = 16
-    latents: int = 12  # latent frames of a training window
+    latents: int = 9  # latent frames of a training window
     learning_rate: float = 2e-3
     warmup: int = 100
     optimizer: str = "muon"  # or "adamw"
@@ -150,7 +151,7 @@ class Config:
     flow: FlowConfig = FlowConfig()
     stream: StreamConfig = StreamConfig()
     train: TrainConfig = TrainConfig()
-    stages: typing.Mapping[str, dict] = dataclasses.field(default_factory=dict)
+    stages: typing.Mapping[str, dict] = dataclasses.field(default_factory=dict, hash=False, compare=False)
 
     def for_stage(self, stage: str) -> Config:
         """This config with the stage's own training settings in ``train``."""
@@ -220,3 +221,19 @@ def _replace(node: Any, path: list[str], text: str, option: str) -> Any:
     if dataclasses.is_dataclass(value):
         raise InputError(f"{option}: expected one of its parts, such as {option}.{dataclasses.fields(value)[0].name}")
     return dataclasses.replace(node, **{name: _parse(text, kinds[name], option)})
+
+
+def from_dict(data: dict, kind: type = Config) -> Any:
+    """The dataclass that ``dataclasses.asdict`` and JSON made ``data`` from; unknown fields are refused."""
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for name, value in data.items():
+        if name not in hints:
+            raise InputError(f"config: expected fields of {kind.__name__}, found {name!r}")
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = from_dict(value, hint)
+        elif typing.get_origin(hint) is tuple:
+            value = tuple(value)
+        values[name] = value
+    return kind(**values)

@@ -136,6 +136,7 @@ class _Espeak:
         self.rate = self.lib.espeak_Initialize(2, 0, self.path, 1 | 2)
         if self.rate <= 0:
             raise RuntimeError("eSpeak NG did not start: its data folder could not be read")
+        self.lib.espeak_ng_SetRandSeed(ctypes.c_long(1))  # it would be the time of day
         self.lib.espeak_SetSynthCallback(self.callback)
 
     def _receive(self, wav, count, events) -> int:

@@ -58,14 +58,28 @@ def encode(
     if "text" in keep:
         alone = jnp.arange(ids.shape[1]) == 0  # dropped text is the empty prompt: its start token
         mask = mask & ((keep["text"][:, None] > 0) | alone)
+    branches = encode_audio(config, params, speak, listen, frames, chunk, keep.get("audio"))
+    return dit.Conditions(text.astype(speak.dtype), mask, **branches)
+
+
+def encode_audio(
+    config: Config,
+    params: dict,
+    speak: Float[Array, "b tokens features"],
+    listen: Float[Array, "b tokens features"],
+    frames: int,
+    chunk: int | None,
+    keep: Float[Array, " b"] | None = None,
+) -> dict[str, dit.Audio]:
+    """Both branches' tokens with their windows: ``{"speak", "listen"}``."""
     branches = {}
     for kind, mel in (("speak", speak), ("listen", listen)):
         tokens = AudioEncoder(config.audio).apply({"params": params[kind]}, mel)
-        if "audio" in keep:
-            tokens = tokens * keep["audio"][:, None, None].astype(tokens.dtype)
+        if keep is not None:
+            tokens = tokens * keep[:, None, None].astype(tokens.dtype)
         window = getattr(config.audio, f"{kind}_window")
         branches[kind] = branch(tokens, config.audio, frames, window, chunk, config.dit.head_dim)
-    return dit.Conditions(text.astype(speak.dtype), mask, **branches)
+    return branches
 
 
 def reference_times(config: DiTConfig, kinds: Int[Array, "*b refs"]) -> Float[Array, "*b refs"]:

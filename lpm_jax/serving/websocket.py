@@ -89,8 +89,10 @@ class Conversation:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self.engine.occupied = False
+            try:
+                await asyncio.wait(tasks)
+            finally:
+                self.engine.occupied = False
 
     # Out.
 

@@ -150,9 +150,29 @@ def test_opening_nothing_says_how_to_make_it(folder, tmp_path):
 
 def test_command_line(tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
-    options = ["--out", str(tmp_path / "d"), "--clips", "2", "--seconds", "0.3", "--workers", "1", "--sheet", str(sheet)]
+    options = [
+        "--out",
+        str(tmp_path / "d"),
+        "--clips",
+        "2",
+        "--seconds",
+        "0.3",
+        "--workers",
+        "1",
+        "--sheet",
+        str(sheet),
+    ]
     assert command.main(options) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("2 training and 0 held-out clips in ")
     assert "train: 2/2 clips" in captured.err
     assert sheet.stat().st_size > 1000
+
+
+def test_large_sets_are_shuffled_through_files(tmp_path, monkeypatch):
+    from tensorflow_datasets.core import shuffle
+
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1)
+    build(tmp_path, clips=3, seed=1, seconds=0.3)
+    assert len({record["seed"] for record in open_split(tmp_path)}) == 3
+    assert not list(tmp_path.rglob("*.tmp"))

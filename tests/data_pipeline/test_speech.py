@@ -66,10 +66,10 @@ def test_rate_and_pitch_do_what_they_say():
     assert slow.seconds > 1.3 * fast.seconds
 
     def pitch(said):
-        x = said.samples - said.samples.mean()
-        spectrum = np.abs(np.fft.rfft(x, 2 * len(x))) ** 2
-        correlation = np.fft.irfft(spectrum)[: SAMPLE_RATE // 50]
-        low, high = SAMPLE_RATE // 400, SAMPLE_RATE // 60
+        spectrum = np.fft.rfft(said.samples, 2 * len(said.samples))
+        spectrum[int(350 * 2 * len(said.samples) / SAMPLE_RATE) :] = 0  # the voice's first harmonics alone
+        correlation = np.fft.irfft(np.abs(spectrum) ** 2)
+        low, high = SAMPLE_RATE // 350, SAMPLE_RATE // 60
         return SAMPLE_RATE / (low + np.argmax(correlation[low:high]))
 
     low, high = (pitch(say("ma ma ma ma", Voice(pitch=p))) for p in (20, 80))

@@ -62,7 +62,9 @@ class FakePipeline:
         self.streams.append(FakeStream(self, load_image(image), prompt))
         return self.streams[-1]
 
-    def stream(self, image, audio, listen=None, prompt="", seed=0, references=(), *, num_inference_steps=None, chunk_size=None):
+    def stream(
+        self, image, audio, listen=None, prompt="", seed=0, references=(), *, num_inference_steps=None, chunk_size=None
+    ):
         stream, speak = self.open(image, prompt), load_audio(audio)
         for i in range(0, len(speak), 12_000):
             part = speak[i : i + 12_000]
@@ -78,7 +80,11 @@ def draw(image: np.ndarray, seconds: float, mouth: float) -> np.ndarray:
     return np.asarray(picture)
 
 
-COLOURS = {"ada": ("#f2c9a5", "#3b2a20", "#6fa8dc"), "bo": ("#8d5a3b", "#1d1412", "#e6b35a"), "cy": ("#a7d7a0", "#2f6b4f", "#8473c9")}
+COLOURS = {
+    "ada": ("#f2c9a5", "#3b2a20", "#6fa8dc"),
+    "bo": ("#8d5a3b", "#1d1412", "#e6b35a"),
+    "cy": ("#a7d7a0", "#2f6b4f", "#8473c9"),
+}
 
 
 def draw_characters(folder: Path) -> None:

@@ -1,0 +1,211 @@
+"""The one object a user holds: ``Pipeline.from_pretrained(...).stream(image=..., audio=...)`` yields frames in chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from data_pipeline.schema import FPS, REFERENCES, SAMPLE_RATE
+from lpm_jax.checkpoint import load_weights, write_json
+from lpm_jax.checkpoint import save_weights as save_tree
+from lpm_jax.config import Config, from_dict
+from lpm_jax.errors import InputError
+from lpm_jax.media import check_prompt, load_audio, load_image
+from lpm_jax.models import conditions
+from lpm_jax.models.text import tokenize
+from lpm_jax.models.vae import toy
+from lpm_jax.streaming import generator
+
+BUNDLED = Path(__file__).parent / "assets"
+SPEECH_FLOOR = 1e-3  # RMS below which half a second of sound counts as silence
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """What one step produced."""
+
+    frames: UInt8[np.ndarray, "frames size size 3"]
+    time: float  # seconds of stream before this chunk
+    state: str  # "silence", "speak", "listen" or "both"
+    seconds: float  # time it took to compute
+
+
+class Pipeline:
+    """A model ready to perform. See :meth:`from_pretrained`, :meth:`stream` and :meth:`open`."""
+
+    def __init__(self, config: Config, params: dict):
+        self.config = config
+        self.params = jax.tree.map(jnp.asarray, params)
+        self.size = config.size
+        self.fps = FPS
+        self.sample_rate = SAMPLE_RATE
+        self.chunk_frames = config.stream.chunk * toy.GROUP
+        self.compile_seconds = 0.0
+        self._warm = False
+
+    @classmethod
+    def from_pretrained(cls, name_or_dir: str | Path = "toy") -> Pipeline:
+        """A bundled model by name, or a directory with ``config.json`` and safetensors that :meth:`save` wrote.
+
+        Raises:
+          InputError: there is no such model, or its files do not fit its config.
+        """
+        directory = Path(name_or_dir)
+        if not directory.is_dir():
+            directory = BUNDLED / str(name_or_dir)
+        path = directory / "config.json"
+        if not path.is_file():
+            bundled = sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
+            raise InputError(
+                f"--model {name_or_dir}: expected a bundled model ({', '.join(bundled)}) or a folder with config.json"
+            )
+        try:
+            config = from_dict(json.loads(path.read_text()))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise InputError(f"{path}: expected a model's config, found {error}") from None
+        params = load_weights(directory, "model", conditions.abstract(config))
+        vae = jax.eval_shape(lambda: toy.init(config.vae, jax.random.key(0)))
+        return cls(config, params | {"vae": load_weights(directory, "vae", vae)})
+
+    def save(self, directory: str | Path, dtype=jnp.bfloat16) -> None:
+        """Writes ``config.json`` and safetensors shards (each under 15 MiB) into ``directory``."""
+        params = dict(self.params)
+        save_tree(directory, "vae", params.pop("vae"), dtype)
+        save_tree(directory, "model", params, dtype)
+        write_json(Path(directory) / "config.json", dataclasses.asdict(self.config))
+
+    def warm_up(self) -> None:
+        """Compiles everything a stream needs; ``compile_seconds`` tells how long it took."""
+        if self._warm:
+            return
+        began = time.perf_counter()
+        grey = np.full((self.size, self.size, 3), 128, np.uint8)
+        stream = self.open(grey)
+        stream.step(None, None)
+        stream.set_prompt("smiles")
+        stream.step(None, None)
+        self.compile_seconds = time.perf_counter() - began
+        self._warm = True
+
+    def open(
+        self, image, prompt: str = "", seed: int = 0, references: Mapping[str, object] | None = None
+    ) -> Stream:
+        """A live stream of the character in ``image`` (path, PIL image or uint8 array).
+
+        ``references`` maps names such as ``"view/left"`` or ``"expression/happy"`` to further pictures of it.
+        """
+        return Stream(self, image, prompt, seed, dict(references or {}))
+
+    def stream(
+        self,
+        image,
+        audio=None,
+        listen=None,
+        prompt: str = "",
+        seed: int = 0,
+        references: Mapping[str, object] | None = None,
+        *,
+        seconds: float | None = None,
+        num_inference_steps: int | None = None,
+        chunk_size: int | None = None,
+    ) -> Iterator[Chunk]:
+        """Yields the performance chunk by chunk until the longer sound ends (or for ``seconds``).
+
+        ``audio`` is what the character says, ``listen`` what it hears: paths or float32 mono arrays at 24 kHz. The last
+        chunk is cut so that the video lasts as long as the sound. ``num_inference_steps`` and ``chunk_size`` (frames)
+        must be what the student was trained for, if given.
+
+        Raises:
+          InputError: an input that cannot be used, named with what was expected.
+        """
+        trained = {"num_inference_steps": len(self.config.stream.levels), "chunk_size": self.chunk_frames}
+        asked = {"num_inference_steps": num_inference_steps, "chunk_size": chunk_size}
+        for name, value in asked.items():
+            if value is not None and value != trained[name]:
+                raise InputError(f"{name}: this model was distilled for {trained[name]}, found {value}")
+        tracks = [np.zeros(0, np.float32) if x is None else load_audio(x) for x in (audio, listen)]
+        samples = max(len(track) for track in tracks) if seconds is None else round(seconds * SAMPLE_RATE)
+        if not samples:
+            raise InputError("audio: expected speech, listening audio or a length in seconds, found none")
+        total = -(-samples * FPS // SAMPLE_RATE)
+        step = self.chunk_frames * SAMPLE_RATE // FPS
+        live = self.open(image, prompt, seed, references)
+
+        def chunks() -> Iterator[Chunk]:
+            for start in range(0, total, self.chunk_frames):
+                at = start * SAMPLE_RATE // FPS
+                chunk = live.step(*(track[at : at + step] for track in tracks))
+                yield dataclasses.replace(chunk, frames=chunk.frames[: total - start])
+
+        return chunks()  # inputs were checked before the first chunk is asked for
+
+
+class Stream:
+    """One conversation: its state lives on the device and moves a chunk at a time."""
+
+    def __init__(self, pipeline: Pipeline, image, prompt: str, seed: int, references: dict):
+        self.pipeline = pipeline
+        config = pipeline.config
+        slots = config.stream.references
+        if len(references) > slots:
+            raise InputError(f"references: expected at most {slots}, found {len(references)}")
+        picture = load_image(image, pipeline.size)
+        pictures, kinds, valid = [picture, picture], [conditions.FIRST_FRAME, conditions.GLOBAL], [True, True]
+        for name, source in references.items():
+            if name not in REFERENCES[1:]:
+                raise InputError(f"reference {name!r}: expected one of {', '.join(REFERENCES[1:])}")
+            pictures.append(load_image(source, pipeline.size))
+            kinds.append(REFERENCES.index(name) + 1)
+            valid.append(True)
+        for _ in range(slots - len(references)):
+            pictures.append(picture)
+            kinds.append(conditions.VIEWS)
+            valid.append(False)
+        self._state = generator.start(
+            config,
+            pipeline.params,
+            np.stack(pictures)[None],
+            np.array([kinds], np.int32),
+            np.array([valid]),
+            self._ids(prompt),
+            jax.random.key(seed),
+        )
+        self._samples = generator.chunk_samples(config)
+        self.time = 0.0
+
+    def _ids(self, prompt: str) -> np.ndarray:
+        return tokenize(self.pipeline.config.text, check_prompt(prompt))[None]
+
+    def set_prompt(self, prompt: str) -> None:
+        """Takes effect at the next chunk; motion goes on."""
+        self._state = generator.set_prompt(
+            self.pipeline.config, self.pipeline.params, self._state, self._ids(prompt)
+        )
+
+    def step(
+        self, speak: Float[np.ndarray, " n"] | None = None, listen: Float[np.ndarray, " n"] | None = None
+    ) -> Chunk:
+        """The next chunk. Tracks shorter than a chunk are padded with silence; None is silence."""
+        began = time.perf_counter()
+        tracks, active = [], []
+        for track in (speak, listen):
+            padded = np.zeros(self._samples, np.float32)
+            if track is not None:
+                padded[: min(len(track), self._samples)] = np.asarray(track, np.float32)[: self._samples]
+            tracks.append(padded[None])
+            active.append(float(np.sqrt(np.mean(padded**2))) > SPEECH_FLOOR)
+        self._state, frames = generator.chunk_step(
+            self.pipeline.config, self.pipeline.params, self._state, *tracks
+        )
+        frames = np.asarray(frames[0])
+        at, self.time = self.time, self.time + self.pipeline.chunk_frames / FPS
+        state = {(0, 0): "silence", (1, 0): "speak", (0, 1): "listen", (1, 1): "both"}[tuple(map(int, active))]
+        return Chunk(frames, at, state, time.perf_counter() - began)

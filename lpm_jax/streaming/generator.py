@@ -1,0 +1,193 @@
+"""The causal streaming step: sound in, frames out, one compilation, constant memory.
+
+    chunk_step(params, state, speak, listen) -> state, frames        jitted once, state donated
+
+      noise --network at T0--> estimate --re-noise to T1--> network at T1, writing the cache --> latent --> VAE --> frames
+
+Both evaluations read one cache, written by the T1 pass: its history is noisy (level T1), so it needs no extra clean
+pass, and unlike a cache of pure-noise passes it tells the T0 evaluation where the head is. (SPEC section 4 keeps one
+cache per step; with a regression-trained student the T0 history holds nothing to continue from.)
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from lpm_jax.config import Config
+from lpm_jax.flow import add_noise, clean_from_output
+from lpm_jax.models import conditions, dit
+from lpm_jax.models.audio import FFT, STRIDE, TOKEN, branch, log_mel
+from lpm_jax.models.text import TextEncoder
+from lpm_jax.models.vae import toy
+from lpm_jax.nn.rope import angles_3d
+from lpm_jax.streaming import cache as rolling
+
+
+class StreamState(NamedTuple):
+    """Everything a stream carries from chunk to chunk. A pytree of arrays: snapshot it by keeping it."""
+
+    cache: dit.Cache
+    reference_times: Float[Array, "b refs"]
+    reference_valid: Bool[Array, "b refs"]
+    anchor: Float[Array, "b 1 tokens pc"]
+    text: Float[Array, "b words width"]
+    text_mask: Bool[Array, "b words"]
+    speak: Float[Array, "b history"]  # the last samples of each track
+    listen: Float[Array, "b history"]
+    vae: dict[str, Array]
+    chunk: Int[Array, ""]  # index of the next chunk
+    key: Array
+
+
+def history_samples(config: Config) -> int:
+    """Samples of sound kept from chunk to chunk: the longer window, in whole latent frames, and one FFT."""
+    reach = round(max(config.audio.speak_window, config.audio.listen_window) * 24)
+    return -(-reach // STRIDE) * STRIDE * TOKEN + FFT
+
+
+def chunk_samples(config: Config) -> int:
+    return config.stream.chunk * STRIDE * TOKEN
+
+
+def grid(config: Config) -> tuple[int, int]:
+    side = config.size // toy.STRIDE // config.dit.patch
+    return side, side
+
+
+@partial(jax.jit, static_argnums=0)
+def start(
+    config: Config,
+    params: dict,
+    pictures: UInt8[Array, "b refs h w 3"],
+    kinds: Int[Array, "b refs"],
+    valid: Bool[Array, "b refs"],
+    ids: Int[Array, "b words"],
+    key: Array,
+) -> StreamState:
+    """A stream's first state. ``pictures[:, 0]`` is the first frame, ``[:, 1]`` the global appearance, the rest views
+    and expressions; ``kinds`` as in ``models/conditions.py``; ``valid`` says which are there."""
+    cfg = config.dit
+    b, refs = pictures.shape[:2]
+    flat = toy.to_unit(pictures).reshape(b * refs, 1, *pictures.shape[2:])
+    latents = toy.encode(config.vae, params["vae"], flat)[0].reshape(b, refs, *[config.size // toy.STRIDE] * 2, -1)
+    patches = dit.patchify(cfg, latents)
+    tokens = patches.shape[2]
+    cache = rolling.empty(config.stream, cfg, refs, b, tokens, patches.dtype)
+    times = conditions.reference_times(cfg, kinds)
+    text, mask = TextEncoder(config.text).apply({"params": params["text"]}, ids)
+
+    frames = conditions.self_attention_mask(0, None, valid)
+    history = cache.k.shape[3]
+    # Nothing of the cache counts yet: its keys are masked out.
+    full = jnp.concatenate([jnp.zeros((b, refs, history), bool), frames], axis=2)
+    full = jnp.repeat(jnp.repeat(full, tokens, axis=1), tokens, axis=2)
+    own = angles_3d(times, *grid(config), cfg.head_dim)
+    context = jnp.zeros((1, history * tokens, cfg.head_dim // 2))
+    silence = _silent_conditions(config, params, text, mask)
+    _, cache = dit.forward(
+        cfg, params["dit"], patches, jnp.zeros((b, refs)), 0, silence, dit.Positions(own, context, full), cache, 0
+    )
+    _, vae = toy.decode(config.vae, params["vae"], latents[:, :1])
+    samples = jnp.zeros((b, history_samples(config)))
+    return StreamState(
+        cache, times, valid, patches[:, 1:2], text, mask, samples, samples, vae, jnp.zeros((), jnp.int32), key
+    )
+
+
+def _silent_conditions(config: Config, params: dict, text: Array, mask: Array) -> dit.Conditions:
+    b = text.shape[0]
+    tokens = jnp.zeros((b, STRIDE, config.audio.width))
+    audio = branch(tokens, config.audio, 1, config.audio.speak_window, None, config.dit.head_dim)
+    return dit.Conditions(text, mask, audio, audio)
+
+
+@partial(jax.jit, static_argnums=0)
+def set_prompt(config: Config, params: dict, state: StreamState, ids: Int[Array, "b words"]) -> StreamState:
+    """Another prompt from the next chunk on; motion and identity stay."""
+    text, mask = TextEncoder(config.text).apply({"params": params["text"]}, ids)
+    return state._replace(text=text, text_mask=mask)
+
+
+def latent_step(
+    config: Config,
+    params: dict,
+    state: StreamState,
+    speak: Float[Array, "b samples"],
+    listen: Float[Array, "b samples"],
+) -> tuple[StreamState, Float[Array, "b chunk h w c"]]:
+    """One chunk of normalised latents; everything of :func:`chunk_step` but the decoder."""
+    cfg, stream = config.dit, config.stream
+    b, refs = state.reference_valid.shape
+    chunk = stream.chunk
+    height, width = grid(config)
+    tokens = height * width
+
+    sound = {"speak": jnp.concatenate([state.speak, speak], axis=1)}
+    sound["listen"] = jnp.concatenate([state.listen, listen], axis=1)
+    mel = {name: log_mel(config.audio, x) for name, x in sound.items()}
+    encoded = conditions.encode_audio(config, params, mel["speak"], mel["listen"], chunk, chunk)
+    told = dit.Conditions(state.text, state.text_mask, **encoded)
+
+    times, valid, own_times, write = rolling.layout(stream, state.chunk)
+    # The first frame stands just before the stream's beginning, so it is seen while that is on the axis.
+    first = jnp.arange(refs) != conditions.FIRST_FRAME
+    see = state.reference_valid & (first | (state.chunk <= stream.sink + stream.window))
+    context_times = jnp.concatenate([state.reference_times, jnp.broadcast_to(times, (b, len(times)))], axis=1)
+    context_valid = jnp.concatenate([see, jnp.broadcast_to(valid, (b, len(valid)))], axis=1)
+    mask = jnp.concatenate([context_valid, jnp.ones((b, chunk), bool)], axis=1)
+    positions = dit.Positions(
+        angles_3d(own_times[None], height, width, cfg.head_dim),
+        angles_3d(context_times, height, width, cfg.head_dim),
+        jnp.repeat(mask, tokens, axis=1)[:, None],
+    )
+
+    key, draw = jax.random.split(state.key)
+    cache = state.cache
+    clean = jnp.zeros((b, chunk, tokens, cfg.patch**2 * cfg.channels), cache.k.dtype)
+    for i, level in enumerate(stream.levels):
+        noise = jax.random.normal(jax.random.fold_in(draw, i), clean.shape, clean.dtype)
+        levels = jnp.full((b, chunk), level)
+        noisy = add_noise(clean, noise, levels)
+        last = i == len(stream.levels) - 1
+        out, cache = dit.forward(
+            cfg, params["dit"], noisy, levels, chunk, told, positions, cache, refs + write if last else None
+        )
+        clean = clean_from_output(cfg.prediction, out, noisy, levels, state.anchor)
+
+    keep = state.speak.shape[1]
+    side = config.size // toy.STRIDE
+    state = state._replace(
+        cache=cache,
+        speak=sound["speak"][:, -keep:],
+        listen=sound["listen"][:, -keep:],
+        chunk=state.chunk + 1,
+        key=key,
+    )
+    return state, dit.unpatchify(cfg, clean, side, side)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def chunk_step(
+    config: Config,
+    params: dict,
+    state: StreamState,
+    speak: Float[Array, "b samples"],
+    listen: Float[Array, "b samples"],
+) -> tuple[StreamState, UInt8[Array, "b frames h w 3"]]:
+    """The next chunk: ``chunk_samples(config)`` samples of each track at 24 kHz to ``4 * chunk`` frames.
+
+    ``params`` is ``{"dit", "text", "speak", "listen", "vae"}``. ``state`` is donated: use only the one returned.
+    """
+    state, latents = latent_step(config, params, state, speak, listen)
+    frames, vae = toy.decode(config.vae, params["vae"], latents, state.vae)
+    return state._replace(vae=vae), toy.to_pixels(frames)
+
+
+def memory(config: Config, state: Any) -> int:
+    """Bytes that a stream's state holds, the same for any length."""
+    return sum(x.nbytes for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))

@@ -1,0 +1,184 @@
+"""Flow matching of the diffusion transformer: the base stages and the first causal student.
+
+``base.speak``, ``base.listen`` and ``base.identity`` train the bidirectional teacher, each on its mixture: speaking and
+silence first, then everything, then further references.
+
+``online.causal`` trains the streaming student with the block-causal mask at the two noise levels that it will run at.
+Half the chunks of a window are at T0 (pure noise), the others at T1, at random, so a chunk at T0 learns to continue a
+history at T1: what the cache holds when it streams. A second pass swaps the levels, and what stood at T0 now stands at
+T1 as the network's *own* estimate, re-noised: the student meets its own mistakes, as on-policy training does
+(Self-Forcing, arXiv 2506.08009), with two parallel passes instead of a rollout.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from data_pipeline.loader import RegionWeights, Window, latent_batches
+from lpm_jax.checkpoint import load_weights
+from lpm_jax.config import Config
+from lpm_jax.flow import add_noise, clean_from_output, sample_levels, weighted_loss
+from lpm_jax.models import conditions, dit
+from lpm_jax.training import latents
+from lpm_jax.training.loop import Stage
+
+CAUSAL = ("online.causal",)
+
+
+def history_tokens(config: Config) -> int:
+    """Audio tokens before a window: the longer branch's reach, in whole latent frames."""
+    reach = round(max(config.audio.speak_window, config.audio.listen_window) * 24)
+    return -(-reach // 4) * 4
+
+
+def keep_patches(
+    key: Array, weights: Float[Array, "b frames tokens"], share: float
+) -> Int[Array, "b kept"] | None:
+    """Patches that a step computes: all where the loss weighs more than 1, the rest at random up to ``share``."""
+    b, _, n = weights.shape
+    if share >= 1:
+        return None
+    important = weights.max(axis=1)
+    score = jax.random.uniform(key, (b, n)) + 2.0 * (important > 1.01) * jnp.minimum(important, 1.6)
+    return jnp.sort(jax.lax.top_k(score, int(share * n))[1], axis=1)
+
+
+def take(x: Array, keep: Array | None) -> Array:
+    """Selected patches of ``[b, frames, tokens, ...]``."""
+    if keep is None:
+        return x
+    index = keep[:, None, :].reshape(keep.shape[0], 1, -1, *(1,) * (x.ndim - 3))
+    return jnp.take_along_axis(x, index, axis=2)
+
+
+class Denoiser:
+    """The network over one batch of windows: conditions, references and masks prepared once, then any noisy input."""
+
+    def __init__(self, config: Config, params: dict, batch: dict, keep: Array | None, causal: bool, drop: dict):
+        self.config, self.params, self.keep = config, params, keep
+        cfg = config.dit
+        self.frames = batch["latents"].shape[1]
+        chunk = config.stream.chunk if causal else None
+        dtype = params["dit"]["embed"]["patch"]["kernel"].dtype
+        cond = conditions.encode(
+            config, params, batch["text"], batch["speak"].astype(dtype), batch["listen"].astype(dtype),
+            self.frames, chunk, drop,
+        )  # fmt: skip
+        self.conditions = cond
+        h, w = batch["latents"].shape[2:4]
+        grid = (h // cfg.patch, w // cfg.patch)
+        references = take(dit.patchify(cfg, batch["references"].astype(dtype)), keep)
+        self.anchor = references[:, 1:2]  # the global appearance
+        self.references = references
+        mask = conditions.self_attention_mask(self.frames, chunk, batch["reference_valid"])
+        times = jnp.concatenate(
+            [
+                jnp.broadcast_to(jnp.arange(self.frames, dtype=jnp.float32), (mask.shape[0], self.frames)),
+                conditions.reference_times(cfg, batch["reference_kinds"]),
+            ],
+            axis=1,
+        )
+        self.positions = conditions.positions(cfg, times, mask, grid, keep)
+        self.truth = take(dit.patchify(cfg, batch["latents"].astype(dtype)), keep)
+
+    def __call__(self, noisy: Array, level: Float[Array, "b frames"]) -> Array:
+        """The estimate of ``x_0``."""
+        cfg = self.config.dit
+        x = jnp.concatenate([noisy, self.references], axis=1)
+        levels = jnp.concatenate([level, jnp.zeros((level.shape[0], self.references.shape[1]))], axis=1)
+        out, _ = dit.forward(cfg, self.params["dit"], x, levels, self.frames, self.conditions, self.positions)
+        return clean_from_output(cfg.prediction, out, noisy, level, self.anchor)
+
+
+def make_loss(config: Config, causal: bool):
+    """``loss(params, batch, key)`` of a stage."""
+    train, flow = config.train, config.flow
+    dtype = jnp.dtype(train.dtype)
+
+    def loss(params, batch, key):
+        k_keep, k_text, k_audio, k_level, k_noise, k_noise2 = jax.random.split(key, 6)
+        params = jax.tree.map(lambda p: p.astype(dtype), params)
+        b, frames = batch["latents"].shape[:2]
+        weight = patch_weights(config, batch["weights"])
+        keep = keep_patches(k_keep, weight, train.token_keep)
+        dropout = (flow.text_dropout, 0.0 if causal else flow.audio_dropout)
+        drop = {
+            name: jax.random.bernoulli(k, 1 - p, (b,)).astype(jnp.float32)
+            for name, k, p in zip(("text", "audio"), (k_text, k_audio), dropout, strict=True)
+        }
+        denoise = Denoiser(config, params, batch, keep, causal, drop)
+        weight = take(weight, keep)
+        truth = denoise.truth
+        noise = jax.random.normal(k_noise, truth.shape, dtype)
+        if not causal:
+            level = sample_levels(k_level, (b, frames), flow)
+            clean = denoise(add_noise(truth, noise, level), level)
+            value, error = weighted_loss(clean, truth, level, weight, flow)
+            return value, by_level(error, level)
+        first, second = config.stream.levels
+        chunk = config.stream.chunk
+        pure = jax.random.bernoulli(k_level, 0.5, (b, frames // chunk))
+        pure = jnp.repeat(pure, chunk, axis=1)
+        level = jnp.where(pure, first, second)
+        clean = denoise(add_noise(truth, noise, level), level)
+        value1, error1 = weighted_loss(clean, truth, level, weight, flow)
+        # Swap the levels; chunks that were guessed from pure noise come back as their own re-noised guess.
+        own = jnp.where(pure[..., None, None], jax.lax.stop_gradient(clean), truth)
+        swapped = jnp.where(pure, second, first)
+        noise2 = jax.random.normal(k_noise2, truth.shape, dtype)
+        clean2 = denoise(add_noise(own, noise2, swapped), swapped)
+        value2, error2 = weighted_loss(clean2, truth, swapped, weight, flow)
+        metrics = by_level(jnp.concatenate([error1, error2]), jnp.concatenate([level, swapped]))
+        return 0.5 * (value1 + value2), metrics
+
+    return loss
+
+
+def by_level(error: Float[Array, "b frames"], level: Float[Array, "b frames"]) -> dict[str, Array]:
+    """The plain ``x_0`` error among pure-noise frames and among the others."""
+    pure = level > 0.99
+    share = lambda m: jnp.sum(error * m) / jnp.maximum(jnp.sum(m), 1)  # noqa: E731
+    return {"x0_pure": share(pure), "x0_noisy": share(~pure)}
+
+
+def patch_weights(config: Config, weights: Float[Array, "b f h w"]) -> Float[Array, "b f tokens"]:
+    """Cell weights to patches: a patch weighs as its heaviest cell."""
+    p = config.dit.patch
+    b, f, h, w = weights.shape
+    return weights.reshape(b, f, h // p, p, w // p, p).max(axis=(3, 5)).reshape(b, f, -1)
+
+
+def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
+    """Assembles a diffusion stage that starts from ``before`` (a stage's name, or ``scratch``)."""
+    train = config.train
+    causal = stage in CAUSAL
+    params = conditions.init(config, jax.random.key(train.seed))
+    if before != "scratch":
+        params = load_weights(workdir / before / "weights", "model", params)
+    from lpm_jax.models.vae import toy
+
+    vae = load_weights(workdir / "vae" / "weights", "model", toy.init(config.vae, jax.random.key(0)))
+    window = Window(
+        latents=train.latents,
+        history=history_tokens(config),
+        weights=RegionWeights(train.mouth, train.eyes, train.face),
+        first_frame=0.7,
+        extra=train.extra_references,
+    )
+    source = latents.LatentSource(latents.build(config, vae, "train", workdir), train.kinds)
+    held_out = latents.LatentSource(latents.build(config, vae, "held_out", workdir))
+    from lpm_jax.training.validation import Validator
+
+    return Stage(
+        name=stage,
+        params=params,
+        data=latent_batches(source, window, batch=train.batch, seed=train.seed, threads=train.data_threads),
+        loss=make_loss(config, causal),
+        validate=Validator(config, causal, vae, held_out, window),
+        finish=lambda weights: weights,
+    )

@@ -1,0 +1,137 @@
+"""The latent cache: every clip of a split encoded once, as memory-mapped arrays the diffusion stages read.
+
+One file per field, one row per clip. The folder's name carries a fingerprint of the autoencoder's weights and of the
+data set, so a new autoencoder gets a new cache; it is written aside and renamed when whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data_pipeline.loader import RegionWeights, group_max, weight_map
+from data_pipeline.performers.builder import open_split
+from data_pipeline.schema import PARAM_INDEX, SAMPLES_PER_FRAME
+from data_pipeline.video import decode_mp4
+from lpm_jax.config import Config
+from lpm_jax.models.audio import FFT, log_mel
+from lpm_jax.models.text import tokenize
+from lpm_jax.models.vae import toy
+
+STILL_EVERY = 3  # latent frames between the frames that are also encoded as pictures: where windows may start
+REFERENCE_SLOTS = 5  # the global appearance and up to four views or expressions
+KINDS = ("speak", "listen", "conversation", "idle")
+
+
+class LatentSource:
+    """Random access to cached clips: a dict of arrays per clip."""
+
+    def __init__(self, directory: Path, kinds: tuple[str, ...] = ()):
+        self.directory = Path(directory)
+        self.arrays = {p.stem: np.load(p, mmap_mode="r") for p in sorted(self.directory.glob("*.npy"))}
+        wanted = [KINDS.index(kind) for kind in kinds] if kinds else range(len(KINDS))
+        self.rows = np.flatnonzero(np.isin(self.arrays["kind"], list(wanted)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {name: np.asarray(array[self.rows[index]]) for name, array in self.arrays.items()}
+
+    def __repr__(self) -> str:  # Grain keeps this with a saved iterator and compares it on restore
+        return f"LatentSource({self.directory.name}, {len(self)})"
+
+
+def fingerprint(weights: dict, source) -> str:
+    """Ten hexadecimal digits of the autoencoder's weights and the data set's size and first clip."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(weights):
+        digest.update(np.asarray(leaf, np.float32).tobytes())
+    digest.update(f"{len(source)}".encode() + bytes(source[0]["video"]))
+    return digest.hexdigest()[:10]
+
+
+def _text(value) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def encode_clip(config: Config, encode, record: dict) -> dict[str, np.ndarray]:
+    """One row of the cache. ``encode`` maps uint8 ``[1, frames, h, w, 3]`` to latents."""
+    frames = decode_mp4(record["video"])
+    latents = encode(frames[None])[0]
+    picks = np.arange(0, len(latents) - 1, STILL_EVERY) * toy.GROUP
+    names = [i for i, png in enumerate(record["references"]) if png]
+    rng = np.random.default_rng(int(record["seed"]) % 2**63)
+    chosen = [0, *sorted(rng.permutation([i for i in names if i])[: REFERENCE_SLOTS - 1])]
+    pictures = [np.asarray(Image.open(io.BytesIO(record["references"][i])).convert("RGB")) for i in chosen]
+    stills = encode(np.stack([*frames[picks], *pictures])[:, None])[:, 0]
+    references = np.zeros((REFERENCE_SLOTS, *latents.shape[1:]), np.float16)
+    references[: len(chosen)] = stills[len(picks) :]
+    kinds = np.full(REFERENCE_SLOTS, -1, np.int32)
+    kinds[: len(chosen)] = np.array(chosen) + 1  # 0 stands for the first frame in models/conditions.py
+    mel = {}
+    for name in ("speak", "listen"):
+        sound = np.asarray(record[name], np.float32) / 32768
+        assert len(sound) == len(frames) * SAMPLES_PER_FRAME
+        mel[name] = log_mel(config.audio, np.pad(sound, (FFT, 0)), np).astype(np.float16)
+    maps = {}
+    for name in ("mouth", "eyes", "face"):
+        only = RegionWeights(**{name: 2.0})
+        maps[name] = group_max(weight_map(record["regions"], latents.shape[1], only)) > 1.5
+    return {
+        "latents": latents.astype(np.float16),
+        "stills": stills[: len(picks)].astype(np.float16),
+        "references": references,
+        "reference_kinds": kinds,
+        "text": tokenize(config.text, _text(record["prompt"])),
+        "kind": np.int32(KINDS.index(_text(record["kind"]))),
+        "pitch": np.asarray(record["params"][:, PARAM_INDEX["pitch"]], np.float32),
+        "aperture": np.asarray(record["params"][:, PARAM_INDEX["aperture"]], np.float32),
+        **mel,
+        **maps,
+    }
+
+
+def build(config: Config, weights: dict, split: str, workdir: Path) -> Path:
+    """The cache of ``split``, made if it isn't there."""
+    source = open_split(config.data, split)
+    directory = Path(workdir) / "latents" / f"{split}-{fingerprint(weights, source)}"
+    if directory.is_dir():
+        return directory
+    aside = directory.with_name(directory.name + f".incomplete-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    encode = jax.jit(lambda video: toy.encode(config.vae, weights, toy.to_unit(video))[0])
+    padded = 16  # pictures go through in one fixed batch, so that nothing is compiled twice
+
+    def run(video: np.ndarray) -> np.ndarray:
+        if video.shape[1] > 1:
+            return np.asarray(encode(video))
+        blank = np.zeros((padded - len(video), *video.shape[1:]), np.uint8)
+        return np.asarray(encode(np.concatenate([video, blank])))[: len(video)]
+
+    files: dict[str, np.memmap] = {}
+    bar = tqdm(range(len(source)), desc=f"latents of {split}", disable=not sys.stderr.isatty())
+    for i in bar:
+        row = encode_clip(config, run, source[i])
+        for name, value in row.items():
+            if name not in files:
+                files[name] = np.lib.format.open_memmap(
+                    aside / f"{name}.npy", "w+", np.asarray(value).dtype, (len(source), *np.shape(value))
+                )
+            files[name][i] = value
+        if bar.disable and (i + 1) % 200 == 0:
+            print(f"latents of {split}: {i + 1}/{len(source)}", flush=True)
+    for array in files.values():
+        array.flush()
+    aside.rename(directory)
+    return directory

@@ -1,0 +1,157 @@
+"""One conversation without a network: what goes in reaches the right chunk, nothing else does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lpm_jax.errors import InputError
+from lpm_jax.serving import session as module
+from lpm_jax.serving.session import Ring, Session
+from tests.serving.fake_pipeline import FakePipeline
+
+CHUNK = 12_000
+
+
+@pytest.fixture
+def session():
+    return Session(FakePipeline(0.0), np.full((128, 128, 3), 90, np.uint8))
+
+
+def ramp(count: int, start: int = 0) -> np.ndarray:
+    return ((np.arange(start, start + count) % 1000 + 1) / 2000).astype(np.float32)
+
+
+def kinds(block) -> list[str]:
+    return [event["type"] for event in block.events]
+
+
+def test_ring_drops_its_oldest():
+    ring = Ring(capacity=100)
+    ring.append(np.arange(80, dtype=np.float32))
+    ring.append(np.arange(80, 160, dtype=np.float32))
+    assert len(ring) == 100
+    assert np.array_equal(ring.take(40), np.arange(60, 100))
+    assert np.array_equal(ring.take(40), np.arange(100, 140))
+    assert np.array_equal(ring.take(40), [*range(140, 160), *[0] * 20])
+    assert ring.take(40) is None
+
+
+def test_ring_catches_up_and_leads():
+    ring = Ring(capacity=1000)
+    ring.append(np.arange(500, dtype=np.float32))
+    assert ring.take(100)[0] == 200  # three takes are kept
+    ring = Ring(capacity=1000, lead=10)
+    ring.append(np.ones(20, np.float32))
+    ring.append(np.ones(5, np.float32))
+    assert np.array_equal(ring.take(40), [*[0] * 10, *[1] * 25, *[0] * 5])
+
+
+def test_idle_goes_on(session):
+    blocks = [session.step() for _ in range(4)]
+    assert [b.time for b in blocks] == [0.0, 0.5, 1.0, 1.5] and session.time == 2.0
+    assert all(b.state == "silence" and not b.audio.any() and len(b.audio) == CHUNK for b in blocks)
+    assert session._stream.calls == [(None, None)] * 4
+
+
+def test_speech_is_heard_whole_and_in_order(session):
+    session.step()
+    speech = ramp(2 * CHUNK + 5_000)
+    session.say(speech)
+    blocks = [session.step() for _ in range(4)]
+    heard = np.concatenate([b.audio for b in blocks])
+    assert np.array_equal(heard[: len(speech)], speech) and not heard[len(speech) :].any()
+    assert [b.state for b in blocks] == ["speak", "speak", "speak", "silence"]
+    assert kinds(blocks[0]) == ["agent.speak_started"] and blocks[0].events[0]["time"] == 0.5
+    (ended,) = blocks[2].events
+    assert ended["time"] == pytest.approx(0.5 + len(speech) / 24_000, abs=1e-4)
+    assert ended["playback_position"] == pytest.approx(len(speech) / 24_000, abs=1e-4) and not ended["interrupted"]
+    # The model saw exactly what the user hears.
+    assert np.array_equal(np.concatenate([c[0] for c in session._stream.calls[1:4]]), heard[: 3 * CHUNK])
+
+
+def test_streamed_speech_is_not_broken(session, monkeypatch):
+    session.say(ramp(8_000), ended=False)
+    assert session.step().state == "silence"  # less than a chunk so far: wait for more
+    session.say(ramp(8_000, 8_000), ended=False)
+    first = session.step()
+    assert np.array_equal(first.audio, ramp(CHUNK)) and kinds(first) == ["agent.speak_started"]
+    assert session.step().state == "silence"
+    session.end_speech()
+    last = session.step()
+    assert np.array_equal(last.audio[:4_000], ramp(4_000, CHUNK)) and kinds(last) == ["agent.speak_ended"]
+    monkeypatch.setattr(module, "STARVED_SECONDS", 0.0)  # a client that never says it has ended
+    session.say(ramp(3_000), ended=False)
+    assert np.array_equal(session.step().audio[:3_000], ramp(3_000))
+
+
+def test_utterances_follow_each_other(session):
+    one, two = session.say(ramp(3_000)), session.say(ramp(4_000))
+    assert one != two
+    a, b = session.step(), session.step()
+    assert a.audio[:3_000].all() and not a.audio[3_000:].any() and b.audio[:4_000].all()
+    assert [e["speech"] for e in (*a.events, *b.events)] == [one, one, two, two]
+
+
+def test_interrupt_fades_within_one_chunk(session):
+    session.say(np.full(10 * CHUNK, 0.5, np.float32))
+    session.say(np.full(10 * CHUNK, 0.5, np.float32))  # queued: forgotten too
+    session.step()
+    session.interrupt()
+    block = session.step()
+    fade = 720  # 30 ms
+    assert np.allclose(block.audio[:fade], np.linspace(0.5, 0, fade), atol=1e-3) and not block.audio[fade:].any()
+    (ended,) = block.events
+    assert ended["interrupted"] and ended["playback_position"] == pytest.approx((CHUNK + fade) / 24_000, abs=1e-4)
+    assert session.step().state == "silence"
+    session.interrupt()  # nothing to interrupt
+    session.say(ramp(3_000))
+    assert session.step().state == "speak"
+
+
+def test_interrupt_before_anything_was_heard(session):
+    session.say(ramp(CHUNK))
+    session.interrupt()
+    block = session.step()
+    assert block.state == "silence" and block.events == ()
+
+
+def test_microphone_reaches_listen(session):
+    session.step()
+    session.listen.append(ramp(CHUNK))
+    block = session.step()
+    assert block.state == "listen" and not block.audio.any()  # the user is not played back
+    heard = session._stream.calls[1][1]
+    assert np.array_equal(heard[2_400:], ramp(CHUNK - 2_400))  # after the lead
+    session.say(ramp(CHUNK))
+    assert session.step().state == "both"
+
+
+def test_prompt_and_character_change_at_the_next_chunk(session):
+    session.step()
+    first = session._stream
+    session.set_prompt("smiles")
+    assert first.prompt == ""
+    session.step()
+    assert first.prompt == "smiles"
+    session.set_character(np.full((128, 128, 3), 200, np.uint8))
+    block = session.step()
+    assert session._stream is not first and session._stream.prompt == "smiles"
+    assert block.time == 1.0 and np.median(block.frames) == 200
+
+
+def test_bad_character_keeps_the_stream(session):
+    session.step()
+    session.say(ramp(CHUNK))
+    session.set_character("nowhere.png")
+    with pytest.raises(InputError):
+        session.step()
+    assert np.array_equal(session.step().audio, ramp(CHUNK)) and session.time == 1.0
+
+
+def test_limits(session, monkeypatch):
+    with pytest.raises(InputError, match="2,000"):
+        session.set_prompt("x" * 3_000)
+    monkeypatch.setattr(module, "QUEUED_SECONDS", 1)
+    with pytest.raises(InputError, match="at most 1 s"):
+        session.say(ramp(30_000))
