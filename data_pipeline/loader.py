@@ -123,14 +123,15 @@ class Window(grain.transforms.RandomMap):
         frame = LATENT_STRIDE * start + 1
         out = {
             "latents": clip["latents"][window],
-            # Three slots: the first frame, the global reference, one further reference.
+            # Slots: the first frame, the global reference and, where the stage shows any, one further reference.
             "references": np.stack([clip["stills"][index], clip["references"][0], clip["references"][extra]]),
             "reference_kinds": np.array([0, 1, max(kinds[extra], 0)], np.int32),
             "reference_valid": np.array([rng.random() < self.first_frame, True, kinds[extra] >= 0]),
             "text": clip["text"],
             "weights": weight[window],
-            "clip_start": np.int32(frame),
         }
+        if not self.extra:
+            out |= {name: out[name][:2] for name in ("references", "reference_kinds", "reference_valid")}
         for name in ("speak", "listen"):
             mel = np.concatenate([np.repeat(self.silence(clip[name]), self.history, axis=0), clip[name]])
             out[name] = mel[frame : frame + self.history + LATENT_STRIDE * self.latents]

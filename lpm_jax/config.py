@@ -53,10 +53,10 @@ class TextConfig:
 class DiTConfig:
     """The LPM diffusion transformer (``models/dit.py``). Depth counts single blocks: even speak, odd listen."""
 
-    depth: int = 8
+    depth: int = 6
     width: int = 256
     heads: int = 4
-    ffn: int = 1024
+    ffn: int = 768
     channels: int = 96
     patch: int = 2  # spatial; the temporal patch is 1
     time_width: int = 256  # sinusoidal features of the noise level

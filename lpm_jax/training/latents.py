@@ -110,14 +110,14 @@ def build(config: Config, weights: dict, split: str, workdir: Path) -> Path:
     aside = directory.with_name(directory.name + f".incomplete-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    encode = jax.jit(lambda video: toy.encode(config.vae, weights, toy.to_unit(video))[0])
+    encode = jax.jit(lambda weights, video: toy.encode(config.vae, weights, toy.to_unit(video))[0])
     padded = 16  # pictures go through in one fixed batch, so that nothing is compiled twice
 
     def run(video: np.ndarray) -> np.ndarray:
         if video.shape[1] > 1:
-            return np.asarray(encode(video))
+            return np.asarray(encode(weights, video))
         blank = np.zeros((padded - len(video), *video.shape[1:]), np.uint8)
-        return np.asarray(encode(np.concatenate([video, blank])))[: len(video)]
+        return np.asarray(encode(weights, np.concatenate([video, blank])))[: len(video)]
 
     files: dict[str, np.memmap] = {}
     bar = tqdm(range(len(source)), desc=f"latents of {split}", disable=not sys.stderr.isatty())

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipeline.loader import RegionWeights, pixel_batches
 from data_pipeline.performers.builder import open_split
-from data_pipeline.schema import REGIONS
+from data_pipeline.schema import PARAM_INDEX, REGIONS
 from data_pipeline.video import decode_mp4
 from lpm_jax.config import Config
 from lpm_jax.models.vae import toy
@@ -62,10 +62,10 @@ def make_stage(config: Config, data_dir: str) -> Stage:
 
     def finish(params):
         """Measures the latent's mean and scale over training clips and stores them with the weights."""
-        encode = jax.jit(lambda video: toy.encode(cfg, params, toy.to_unit(video))[0])
+        encode = jax.jit(lambda params, video: toy.encode(cfg, params, toy.to_unit(video))[0])
         total, square, n = 0.0, 0.0, 0
         for i in np.linspace(0, len(source) - 1, min(64, len(source))).astype(int):
-            z = np.asarray(encode(decode_mp4(source[int(i)]["video"])[None]), np.float64).reshape(-1, cfg.channels)
+            z = np.asarray(encode(params, decode_mp4(source[int(i)]["video"])[None]), np.float64).reshape(-1, cfg.channels)
             total, square, n = total + z.sum(0), square + (z**2).sum(0), n + len(z)
         mean = total / n
         std = np.sqrt(square / n - mean**2) + 1e-4
@@ -102,8 +102,6 @@ def reconstruction_scores(roundtrip, source, clips: int) -> dict[str, float]:
     def add(name, values):
         sums[name][0] += float(values.sum())
         sums[name][1] += values.size
-
-    from data_pipeline.schema import PARAM_INDEX
 
     for i in range(min(clips, len(source))):
         record = source[i]

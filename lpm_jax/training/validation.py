@@ -1,0 +1,118 @@
+"""Validation of a diffusion stage on held-out clips: does it listen to its audio, and what does it look like."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from data_pipeline.loader import Window, latent_batches
+from data_pipeline.video import encode_mp4
+from lpm_jax.config import Config
+from lpm_jax.flow import add_noise
+from lpm_jax.models import dit
+from lpm_jax.models.vae import toy
+from lpm_jax.training.sheets import save_sheet
+
+CLIPS = 16
+SHOWN = 6
+TEACHER_STEPS = 8
+
+
+def sample(config: Config, denoise, causal: bool, key: Array) -> Float[Array, "b frames tokens pc"]:
+    """Latent patches for a batch of windows.
+
+    The teacher integrates the flow with Euler steps; the causal student goes chunk by chunk as in streaming, each chunk
+    at T0 then at T1, later chunks reading the T1 inputs of those before.
+    """
+    shape = denoise.truth.shape
+    keys = jax.random.split(key, 1 + len(config.stream.levels))
+    noise = jax.random.normal(keys[0], shape)
+    if not causal:
+        x = noise
+        for i in range(TEACHER_STEPS):
+            t, s = 1 - i / TEACHER_STEPS, 1 - (i + 1) / TEACHER_STEPS
+            clean = denoise(x, jnp.full(shape[:2], t))
+            x = clean + (s / t) * (x - clean)
+        return x
+    chunk = config.stream.chunk
+    noisy, level, result = noise, jnp.ones(shape[:2]), jnp.zeros(shape)
+    for start in range(0, shape[1], chunk):
+        here = (jnp.arange(shape[1]) // chunk == start // chunk)[None, :, None, None]
+        for i, t in enumerate(config.stream.levels):
+            level = jnp.where(here[..., 0, 0], t, level)
+            fresh = jax.random.normal(keys[1 + i], shape)
+            noisy = jnp.where(here, add_noise(result, fresh, level), noisy)
+            result = jnp.where(here, denoise(noisy, level), result)
+    return result
+
+
+class Validator:
+    """``validator(params, directory)`` writes ``sheet.png`` and ``clip.mp4`` (truth above result) and returns scores.
+
+    ``mouth`` is the latent error of generated mouth patches, ``mouth_wrong`` the same when the model is given another
+    clip's sound: the gap is what the sound is worth. ``still`` is the error outside the face.
+    """
+
+    def __init__(self, config: Config, causal: bool, vae: dict, source, window: Window):
+        self.config, self.causal, self.vae = config, causal, vae
+        batches = latent_batches(source, window, batch=min(CLIPS, len(source)), seed=1, threads=1)
+        iterator = iter(batches)
+        self.batch = next(iterator)
+        _close(iterator)
+        other = {k: np.roll(self.batch[k], 1, axis=0) for k in ("speak", "listen")}
+        self.wrong = self.batch | other
+        self.run = jax.jit(self._run)
+        self.decode = jax.jit(lambda z, vae: toy.to_pixels(toy.decode(config.vae, vae, z)[0]))
+
+    def _run(self, params, batch, key):
+        from lpm_jax.training.flow_matching import Denoiser
+
+        denoise = Denoiser(self.config, params, batch, None, self.causal, {})
+        return sample(self.config, denoise, self.causal, key), denoise.truth
+
+    def __call__(self, params, directory: Path) -> dict[str, float]:
+        from lpm_jax.training.flow_matching import patch_weights
+
+        config = self.config
+        key = jax.random.key(7)
+        result, truth = self.run(params, self.batch, key)
+        wrong, _ = self.run(params, self.wrong, key)
+        weight = np.asarray(patch_weights(config, jnp.asarray(self.batch["weights"])))
+        mouth, still = weight > weight.max() - 0.01, weight < 1.01
+        error = lambda x, where: float(np.mean(np.square(np.asarray(x - truth))[where]))  # noqa: E731
+        scores = {
+            "mouth": error(result, mouth),
+            "mouth_wrong": error(wrong, mouth),
+            "still": error(result, still),
+            "all": error(result, np.ones_like(still)),
+        }
+        self._show(result[:SHOWN], truth[:SHOWN], directory)
+        return scores
+
+    def _show(self, result, truth, directory: Path) -> None:
+        config = self.config
+        side = config.size // toy.STRIDE
+        first = jnp.asarray(self.batch["references"][:SHOWN, :1], jnp.float32)
+        first = first[: len(truth)]
+        rows = []
+        for x in (truth, result):
+            z = dit.unpatchify(config.dit, x, side, side)
+            rows.append(np.asarray(self.decode(jnp.concatenate([first, z.astype(jnp.float32)], axis=1), self.vae)))
+        picks = np.linspace(0, rows[0].shape[1] - 1, 9).astype(int)
+        save_sheet(directory / "sheet.png", [r[i][picks] for i in range(len(truth)) for r in rows])
+        strip = np.concatenate([np.concatenate(list(r), axis=2) for r in rows], axis=1)
+        path = directory / "clip.mp4"
+        aside = path.with_suffix(".tmp")
+        aside.write_bytes(encode_mp4(strip))
+        os.replace(aside, path)
+
+
+def _close(iterator: grain.DatasetIterator) -> None:
+    if hasattr(iterator, "close"):
+        iterator.close()
