@@ -9,9 +9,7 @@ is a measuring instrument: it never sees a frame of a model that it measures, no
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +22,7 @@ import optax
 from jaxtyping import Array, Float, UInt8
 
 from benchmarks.metrics import correlation
+from benchmarks.report import progress
 from data_pipeline.schema import PARAM_INDEX
 from lpm_jax.checkpoint import load_weights, save_weights, write_json
 
@@ -164,7 +163,7 @@ def training_frames(frames: int, seed: int = 0, per_character: int = 6) -> tuple
 
     rng = np.random.default_rng(seed)
     pictures, labels = [], []
-    for i in _progress(range(frames // per_character), "rendering"):
+    for i in progress(range(frames // per_character), "rendering"):
         character = sample_training_character(10_000_000 + 100_000 * seed + i)
         params = sample_poses(rng, per_character)
         pictures.append(crop(render(character, params)))
@@ -232,26 +231,11 @@ def train(frames: np.ndarray, labels: np.ndarray, steps: int, batch: int = 128, 
     rng = np.random.default_rng(seed)
     order = np.concatenate([rng.permutation(len(frames)) for _ in range(-(-steps * batch // len(frames)))])
     losses = []
-    for i in _progress(range(steps), "training", lambda: f"loss {np.mean(losses[-50:]):.4f}"):
+    for i in progress(range(steps), "training", lambda: f"loss {np.mean(losses[-50:]):.4f}"):
         pick = order[i * batch : (i + 1) * batch]
         params, state, loss = step(params, state, frames[pick], labels[pick], jax.random.fold_in(key, i))
         losses.append(float(loss))
     return params
-
-
-def _progress(steps: range, name: str, note=lambda: "") -> Iterator[int]:
-    """A bar on a terminal, a plain line for every tenth elsewhere."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(steps, desc=name)
-        return
-    began = time.monotonic()
-    for i in steps:
-        yield i
-        if (i + 1) % max(1, len(steps) // 10) == 0:
-            line = f"{name}: {i + 1}/{len(steps)}, {time.monotonic() - began:.0f} s {note()}"
-            print(line, file=sys.stderr, flush=True)
 
 
 # --- accuracy ----------------------------------------------------------------------------------------------------
@@ -321,8 +305,8 @@ def main() -> None:
     made = {"frames": args.frames, "steps": args.steps, "seed": args.seed, "cpu_seconds": round(spent)}
     rounded = {k: {n: round(v, 4) for n, v in row.items()} for k, row in scores.items()}
     write_json(args.out / "accuracy.json", {"training": made, "held_out": rounded})
-    print("\n".join(f"{name:20} " + "  ".join(f"{k} {row[name]:.3f}" for k, row in rounded.items())
-                    for name in rounded["all"]))  # fmt: skip
+    for name in rounded["all"]:
+        print(f"{name:20} " + "  ".join(f"{k} {row[name]:.3f}" for k, row in rounded.items()))
 
 
 if __name__ == "__main__":

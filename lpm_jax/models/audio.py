@@ -9,6 +9,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from lpm_jax.config import AudioConfig
@@ -34,7 +35,9 @@ def mel_filters(bands: int) -> Float[np.ndarray, "bins bands"]:
     return (filters / np.maximum(filters.sum(0), 1e-3)).astype(np.float32)
 
 
-def log_mel(config: AudioConfig, samples: Float[Array, "*b n"], xp=jnp) -> Float[Array, "*b tokens features"]:
+def log_mel(
+    config: AudioConfig, samples: Float[ArrayLike, "*b n"], xp=jnp
+) -> Float[ArrayLike, "*b tokens features"]:
     """Log-mel tokens of ``n = TOKEN * tokens + FFT`` samples at 24 kHz; the first ``FFT`` samples are only history.
 
     Values are near -1 for silence and 1 for loud speech. ``xp`` is ``jax.numpy`` or ``numpy``.

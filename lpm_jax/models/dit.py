@@ -263,15 +263,16 @@ def forward(
     A frame's tokens may be any subset of its patches, as long as ``positions.own`` tells where they stand.
     With a ``cache`` every block attends to all its slots before its own tokens (``positions.context`` and
     ``positions.mask`` say where they stand and which count), and, if ``write_at`` is given, stores its own keys and
-    values from that slot on. The cache rides in the scan's carry so that XLA updates it in place when donated.
+    values from that slot on. The scan only reads the cache and stacks what is new; one update after it writes all
+    layers, in place when donated (an update inside the scan makes XLA copy the whole cache in every iteration).
     """
     b, f, n, _ = patches.shape
     x, t, e, text = Embed(config).apply({"params": params["embed"]}, patches, levels, conditions.text)
     block = Block(config, implementation)
 
-    def pair(carry, layer):
-        x, cache = carry
+    def pair(x, layer):
         weights, index = layer
+        written = []
         for which, kind in enumerate(KINDS):
             context = None
             if cache is not None:
@@ -281,21 +282,20 @@ def forward(
                 {"params": weights[kind]},
                 x, e, video, text, conditions.text_mask, getattr(conditions, kind), positions, context,
             )  # fmt: skip
-            if write_at is not None:
-                cache = Cache(
-                    *(
-                        jax.lax.dynamic_update_slice(
-                            c,
-                            new.reshape(1, 1, b, f, n, config.heads, config.head_dim).astype(c.dtype),
-                            (index, which, 0, write_at, 0, 0, 0),
-                        )
-                        for c, new in zip(cache, kv, strict=True)
-                    )
-                )
-        return (x, cache), None
+            written.append(kv)
+        return x, None if write_at is None else jax.tree.map(lambda *new: jnp.stack(new), *written)
 
     if remat:
         pair = jax.checkpoint(pair, prevent_cse=False)
     pairs = config.depth // 2
-    (x, cache), _ = jax.lax.scan(pair, (x, cache), (params["blocks"], jnp.arange(pairs)))
+    x, new = jax.lax.scan(pair, x, (params["blocks"], jnp.arange(pairs)))
+    if write_at is not None:
+        shape = (pairs, len(KINDS), b, f, n, config.heads, config.head_dim)
+        at = (0, 0, 0, write_at, 0, 0, 0)
+        cache = Cache(
+            *(
+                jax.lax.dynamic_update_slice(old, kv.reshape(shape).astype(old.dtype), at)
+                for old, kv in zip(cache, new, strict=True)
+            )
+        )
     return Head(config).apply({"params": params["head"]}, x[:, :video], t[:, :video]), cache

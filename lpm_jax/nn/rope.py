@@ -8,12 +8,12 @@ a stream of any length sees the same few positions. Time positions are real numb
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 Angles = Float[Array, "*b n half"]
 
 
-def angles_1d(positions: Float[Array, "*b"], dim: int, theta: float = 10_000.0) -> Float[Array, "*b half"]:
+def angles_1d(positions: Real[Array, "*b"], dim: int, theta: float = 10_000.0) -> Float[Array, "*b half"]:
     """``position * theta^(-2 i / dim)`` for ``i`` in ``0 .. dim / 2``."""
     frequencies = theta ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
     return positions[..., None].astype(jnp.float32) * frequencies

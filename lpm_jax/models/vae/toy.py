@@ -21,6 +21,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from lpm_jax.config import VAEConfig
@@ -184,7 +185,7 @@ def decode(
     return (frames[:, GROUP - 1 :] if first else frames), state
 
 
-def to_unit(frames: Array) -> Float[Array, "..."]:
+def to_unit(frames: ArrayLike) -> Float[Array, "..."]:
     """uint8 0..255 to float -1..1."""
     return jnp.asarray(frames, jnp.float32) / 127.5 - 1.0
 

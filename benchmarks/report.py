@@ -1,0 +1,122 @@
+"""How the benchmarks speak: progress, a table of figures, and on what they were measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One figure. ``target`` is a comparison such as ``">= 0.78"``; without one there is nothing to pass."""
+
+    name: str
+    result: float
+    floor: float | None = None  # what chance, or the wrong sound, gives
+    ceiling: float | None = None  # what the true video gives
+    target: str = ""
+
+    @property
+    def passed(self) -> bool | None:
+        """None without a target. A figure that could not be measured (NaN) fails."""
+        if not self.target:
+            return None
+        sign, number = self.target.split()
+        if math.isnan(self.result):
+            return False
+        return self.result >= float(number) if sign == ">=" else self.result <= float(number)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field and the verdict, rounded."""
+        clean = lambda x: None if x is None or not math.isfinite(x) else round(float(x), 4)  # noqa: E731
+        numbers = {k: clean(getattr(self, k)) for k in ("floor", "result", "ceiling")}
+        return {"figure": self.name, **numbers, "target": self.target or None, "passed": self.passed}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text, columns aligned."""
+
+    def number(x: float | None) -> str:
+        if x is None:
+            return "-"
+        return "?" if math.isnan(x) else f"{x:d}" if isinstance(x, int) else f"{x:.1f}" if abs(x) >= 20 else f"{x:.3f}"
+
+    verdict = {None: "", True: "pass", False: "FAIL"}
+    lines = [("figure", "floor", "result", "ceiling", "target", "")]
+    lines += [(r.name, number(r.floor), number(r.result), number(r.ceiling), r.target, verdict[r.passed]) for r in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(6)]
+    text = []
+    for line in lines:
+        cells = [
+            c.ljust(w) if i in (0, 4, 5) else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        text.append("  ".join(cells).rstrip())
+    return "\n".join(text)
+
+
+def progress(items: Iterable, name: str, note: Callable[[], str] = lambda: "") -> Iterator:
+    """Passes ``items`` on: with a bar on a terminal, with a plain line for every tenth elsewhere."""
+    items = items if hasattr(items, "__len__") else list(items)
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, desc=name)
+        return
+    began, count = time.monotonic(), len(items)
+    for i, item in enumerate(items, 1):
+        yield item
+        if i % max(1, count // 10) == 0 or i == count:
+            line = f"{name}: {i}/{count}, {time.monotonic() - began:.0f} s {note()}"
+            print(line.rstrip(), file=sys.stderr, flush=True)
+
+
+def environment() -> dict[str, Any]:
+    """Date, commit, versions and processor. No names of machines or people."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = models[0] if models else cpu
+    packages = ("jax", "flax", "numpy", "opencv-python-headless")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _commit() -> str:
+    def git(*words: str) -> str:
+        at = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=at, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        code = (":/", ":/!benchmarks/results", ":/!docs")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+        return f"{commit} with changes" if changed else commit
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def resident_megabytes() -> float:
+    """Memory of this process now; NaN where the system does not tell (outside Linux)."""
+    status = Path("/proc/self/statm")
+    if not status.is_file():
+        return float("nan")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -1,0 +1,378 @@
+"""The bundled model on held-out characters and voices: ``uv run python -m benchmarks.toy``.
+
+Every figure is read from pixels by ``benchmarks/reader.py`` and stands beside its floor (the same figure with another
+clip's sound) and its ceiling (the true video through the same reader). ``--model truth`` plays the true video instead
+of a model: what the instrument can show at best. ``--minutes 10`` adds the long stream. See ``--help``.
+
+Stream frame ``i`` is frame ``i + 1`` of its clip: a clip's first frame stands alone, and a stream starts after it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int16, UInt8
+
+from benchmarks import metrics
+from benchmarks.reader import Reader, Reading
+from benchmarks.report import Row, environment, progress, resident_megabytes, table
+from data_pipeline.schema import FPS, PARAM_INDEX, SAMPLE_RATE, SAMPLES_PER_FRAME
+from lpm_jax.checkpoint import write_json
+from lpm_jax.errors import ArgumentParser, run_door
+from lpm_jax.training.sheets import save_sheet
+
+SEEDS = {"speak": 1 << 40, "listen": (1 << 40) + (1 << 32)}  # 64-bit: data sets draw 32-bit seeds, so none is theirs
+NOD = 0.8  # seconds that one nod lasts
+
+
+class Clip(NamedTuple):
+    """A held-out record with what the benchmark asks of it at hand."""
+
+    record: dict
+    character: dict
+    reference: UInt8[np.ndarray, "h w 3"]
+    frames: UInt8[np.ndarray, "frames h w 3"]  # the true video, without its first frame
+
+    def truth(self, name: str) -> Float[np.ndarray, " frames"]:
+        """A parameter behind ``frames``."""
+        return self.record["params"][1:, PARAM_INDEX[name]]
+
+    @property
+    def eyes(self) -> Float[np.ndarray, " frames"]:
+        return (self.truth("lid_left") + self.truth("lid_right")) / 2
+
+
+#: Plays a clip's character to the sound of another clip (or its own): frames as many as ``Clip.frames``.
+Perform = Callable[[Clip, Clip], UInt8[np.ndarray, "frames h w 3"]]
+
+
+def build_clips(kind: str, count: int, seconds: float = 4.0) -> list[Clip]:
+    """Held-out clips of ``kind`` ("speak" or "listen"), no voice twice; a listener has time to finish a nod."""
+    from data_pipeline.performers.clip import frames_of, make_clip, references_of
+
+    clips: list[Clip] = []
+    voices: set[tuple] = set()
+    seed = SEEDS[kind]
+    for _ in progress(range(count), f"rendering {kind} clips"):
+        while True:
+            record = make_clip(seed, seconds, held_out=True, kind=kind)
+            seed += 1
+            voice = json.loads(record["voice"])[kind == "listen"]
+            voice = tuple(voice[k] for k in ("language", "variant", "rate", "pitch"))
+            nods = [at for name, at, _ in json.loads(record["events"]) if name == "nod"]
+            if voice not in voices and (kind == "speak" or any(at + NOD < seconds for at in nods)):
+                break
+        voices.add(voice)
+        character = json.loads(record["character"])
+        clips.append(Clip(record, character, references_of(record)["global"], frames_of(record)[1:]))
+    return clips
+
+
+def tracks(clip: Clip, heard: Clip) -> tuple[Int16[np.ndarray, " samples"], Int16[np.ndarray, " samples"]]:
+    """Speak and listen samples of ``clip`` without the first frame's, its own kind's track taken from ``heard``."""
+    kind = clip.record["kind"]
+    return tuple((heard if k == kind else clip).record[k][SAMPLES_PER_FRAME:] for k in ("speak", "listen"))
+
+
+class Streamer:
+    """:data:`Perform` by a pipeline's streaming path; keeps its delays and speed."""
+
+    def __init__(self, pipeline, seed: int = 0):
+        self.pipeline, self.seed = pipeline, seed
+        self.delays: list[float] = []  # seconds to each stream's first frames
+        self.played = self.spent = 0.0  # seconds of video, seconds of computing
+
+    def __call__(self, clip: Clip, heard: Clip) -> UInt8[np.ndarray, "frames h w 3"]:
+        speak, listen = (track.astype(np.float32) / 32767 for track in tracks(clip, heard))
+        began, frames = time.perf_counter(), []
+        for chunk in self.pipeline.stream(
+            image=clip.reference, audio=speak, listen=listen, prompt=clip.record["prompt"], seed=self.seed
+        ):
+            if not frames:
+                self.delays.append(time.perf_counter() - began)
+            frames.append(chunk.frames)
+        self.spent += time.perf_counter() - began
+        self.played += sum(map(len, frames)) / FPS
+        return np.concatenate(frames)
+
+    def rows(self) -> list[Row]:
+        return [
+            Row("speed: times real time", self.played / self.spent, target=">= 1.3"),
+            Row("speed: seconds to the first frame, warm", float(np.median(self.delays))),
+        ]
+
+
+def play_truth(clip: Clip, heard: Clip) -> UInt8[np.ndarray, "frames h w 3"]:
+    """:data:`Perform` of a perfect model: the video that belongs to the sound."""
+    return heard.frames
+
+
+def measure(
+    perform: Perform, speak: Sequence[Clip], listen: Sequence[Clip], reader: Reader
+) -> tuple[list[Row], list[dict], dict[str, list[np.ndarray]]]:
+    """Figures of ``perform``, details of every clip, and the frames it made with their own sound, by kind."""
+    clips = {"speak": list(speak), "listen": list(listen)}
+    names = {"speak": "aperture", "listen": "pitch"}
+    made: dict[str, list[np.ndarray]] = {}
+    own, wrong, true = ({} for _ in range(3))  # readings by kind
+    turn = {}
+    for kind, group in clips.items():
+        turn[kind] = metrics.least_alike([c.truth(names[kind]) for c in group])
+        made[kind] = [perform(c, c) for c in progress(group, f"{kind}, own sound")]
+        other = zip(group, metrics.rotate(group, turn[kind]), strict=True)
+        wrong[kind] = [reader.read(perform(*pair)) for pair in progress(list(other), f"{kind}, another's sound")]
+        own[kind] = [reader.read(frames) for frames in made[kind]]
+        true[kind] = [reader.read(c.frames) for c in group]
+    rows = [
+        *_motion_rows("mouth", "aperture", clips["speak"], own["speak"], wrong["speak"], true["speak"], turn["speak"]),
+        _stillness_row(own, true),
+        *_motion_rows("nods", "pitch", clips["listen"], own["listen"], wrong["listen"], true["listen"], turn["listen"]),
+    ]
+    everybody = [*speak, *listen]
+    looks, before = (r["speak"] + r["listen"] for r in (own, true))
+    frames = made["speak"] + made["listen"]
+    rows += [*_identity_rows(everybody, frames), *_attribute_rows(everybody, looks, before)]
+    lids = [c.eyes for c in everybody]
+    pairs = zip(frames, everybody, strict=True)
+    sharp = [metrics.sharpness(f) / metrics.sharpness(c.frames) for f, c in pairs]
+    rows += [
+        Row(
+            "eyes: blinks, correlation",
+            metrics.pooled_correlation([r.eyes for r in looks], lids),
+            ceiling=metrics.pooled_correlation([r.eyes for r in before], lids),
+        ),
+        Row("picture: sharpness against truth", float(np.mean(sharp)), ceiling=1.0),
+    ]
+    details = [_detail(c, f, r) for c, f, r in zip(everybody, frames, looks, strict=True)]
+    return rows, details, made
+
+
+def _motion_rows(
+    part: str, name: str, clips: list[Clip], own: list[Reading], wrong: list[Reading], true: list[Reading], turn: int
+) -> list[Row]:
+    """Does the motion follow the sound that was given, at once, far enough, and no other sound?"""
+    truth = [c.truth(name) for c in clips]
+    followed = metrics.rotate(truth, turn)
+    own, wrong, true = ([getattr(r, name) for r in readings] for readings in (own, wrong, true))
+    (lag, _), (_, score) = metrics.best_lag(own, truth), metrics.best_lag(own, truth, 1)
+    (true_lag, _), (_, ceiling) = metrics.best_lag(true, truth), metrics.best_lag(true, truth, 1)
+    off = metrics.pooled_correlation(wrong, truth)
+    against = metrics.pooled_correlation(metrics.rotate(true, turn), truth)
+    mouth = part == "mouth"
+    ratio = metrics.amplitude_ratio if mouth else metrics.spread_ratio
+    return [
+        Row(f"{part}: correlation within one frame", score, off, ceiling, ">= 0.78" if mouth else ">= 0.85"),
+        Row(f"{part}: best lag, frames late", lag, ceiling=true_lag),
+        Row(f"{part}: best lag, absolute", abs(lag), ceiling=abs(true_lag), target="<= 1"),
+        Row(f"{part}: |r|, another's sound", abs(off), ceiling=abs(against), target=f"<= {0.1 if mouth else 0.15}"),
+        Row(f"{part}: follows another's sound", metrics.best_lag(wrong, followed, 1)[1], ceiling=ceiling),
+        Row(
+            f"{part}: amplitude against truth",
+            ratio(own, true),
+            ceiling=ratio(true, truth),
+            target=">= 0.85" if mouth else "",
+        ),
+    ]
+
+
+def _stillness_row(own: dict[str, list[Reading]], true: dict[str, list[Reading]]) -> Row:
+    still = [metrics.stillness(*([x.aperture for x in r[k]] for k in ("listen", "speak"))) for r in (own, true)]
+    return Row("mouth: opening while listening / speaking", still[0], 1.0, still[1], "<= 0.1")
+
+
+def _identity_rows(clips: list[Clip], frames: list[np.ndarray]) -> list[Row]:
+    references = [c.reference for c in clips]
+    found = metrics.identity([f.mean(0) for f in frames], references)
+    best = metrics.identity([c.frames.mean(0) for c in clips], references)
+    posed = metrics.identity([f.mean(0) for f in frames], [c.frames.mean(0) for c in clips])
+    return [
+        Row(f"identity: nearest to itself, of {len(clips)}", found["nearest"], 1, best["nearest"], f">= {len(clips)}"),
+        Row("identity: colour distance, own / others", found["ratio"], 1.0, best["ratio"], "<= 0.1"),
+        Row("identity: colour distance, own", found["own"], found["other"], best["own"]),
+        Row("identity: colour distance to the true video", posed["own"], posed["other"], 0.0),
+    ]
+
+
+def _attribute_rows(clips: list[Clip], looks: list[Reading], before: list[Reading]) -> list[Row]:
+    rows = []
+    for name in ("glasses", "beard"):
+        has = np.array([c.character[name] != "none" for c in clips])
+        (found, false), (best, _) = (metrics.recall([getattr(r, name) for r in rs], has) for rs in (looks, before))
+        rows.append(Row(f"{name}: still there, {has.sum()} who have it", found, false, best, ">= 0.9"))
+    return rows
+
+
+def _detail(clip: Clip, frames: np.ndarray, read: Reading) -> dict:
+    kind = clip.record["kind"]
+    name = "aperture" if kind == "speak" else "pitch"
+    distance = metrics.colour_distance(*map(metrics.region_colours, (frames.mean(0), clip.reference)))
+    found = {
+        "r": metrics.correlation(getattr(read, name), clip.truth(name)),
+        "identity": distance,
+        "glasses": float(np.mean(read.glasses > 0)),
+        "beard": float(np.mean(read.beard > 0)),
+    }
+    who = {"kind": kind, "seed": clip.record["seed"], "style": clip.character["style"]}
+    has = {f"has_{k}": clip.character[k] != "none" for k in ("glasses", "beard")}
+    return who | {k: round(v, 4) for k, v in found.items()} | has
+
+
+def autoencoder_rows(
+    roundtrip: Callable[[np.ndarray], np.ndarray], speak: Sequence[Clip], listen: Sequence[Clip], reader: Reader
+) -> list[Row]:
+    """The autoencoder alone. ``roundtrip``: uint8 ``[1, frames, h, w, 3]`` to float in -1..1 of the same shape."""
+    from lpm_jax.training.vae import reconstruction_scores
+
+    apertures: list[np.ndarray] = []
+
+    def watched(video: np.ndarray) -> np.ndarray:
+        out = roundtrip(video)
+        if len(apertures) < len(speak):
+            frames = np.clip(np.round((out[0, 1:] + 1) * 127.5), 0, 255).astype(np.uint8)
+            apertures.append(reader.read(frames).aperture)
+        return out
+
+    records = [c.record for c in (*speak, *listen)]
+    db = reconstruction_scores(watched, records, len(records))
+    truth = [c.truth("aperture") for c in speak]
+    best = metrics.pooled_correlation([reader.read(c.frames).aperture for c in speak], truth)
+    return [
+        Row("autoencoder: PSNR, dB", db["psnr_all"], target=">= 33"),
+        Row("autoencoder: PSNR of the mouth, dB", db["psnr_mouth"], target=">= 29.5"),
+        Row("autoencoder: PSNR of the eyes, dB", db["psnr_eyes"], target=">= 29.5"),
+        Row("autoencoder: dB lost in nods", db.get("psnr_still", np.nan) - db.get("psnr_moving", np.nan), None, 0.0,
+            "<= 2"),
+        Row("autoencoder: mouth correlation", metrics.pooled_correlation(apertures, truth), None, best, ">= 0.93"),
+    ]  # fmt: skip
+
+
+def pipeline_roundtrip(pipeline) -> Callable[[np.ndarray], np.ndarray]:
+    """Encode and decode with a pipeline's autoencoder."""
+    import jax
+    import jax.numpy as jnp
+
+    from lpm_jax.models.vae import toy
+
+    @jax.jit
+    def run(params, video):
+        z, _ = toy.encode(pipeline.config.vae, params, toy.to_unit(video))
+        return jnp.clip(toy.decode(pipeline.config.vae, params, z)[0], -1, 1)
+
+    return lambda video: np.asarray(run(pipeline.params["vae"], video))
+
+
+def long_stream(
+    pipeline, clips: Sequence[Clip], minutes: int, seed: int = 0, seconds: int = 60
+) -> tuple[list[Row], list[dict]]:
+    """One stream over ``minutes`` times the same ``seconds`` of held-out sound: memory, compilations, drift."""
+    from lpm_jax.streaming import generator
+
+    samples = seconds * SAMPLE_RATE
+    sound = [np.concatenate([c.record[k] for c in clips]).astype(np.float32) / 32767 for k in ("speak", "listen")]
+    sound = [np.resize(track, samples) for track in sound]  # repeats what is too short
+    step = pipeline.chunk_frames * SAMPLES_PER_FRAME
+    live = pipeline.open(clips[0].reference, seed=seed)
+    known = metrics.region_colours(clips[0].reference)
+    log = []
+    for minute in progress(range(1, minutes + 1), "long stream, minutes"):
+        total, count, began = 0.0, 0, time.perf_counter()
+        for at in range(0, samples - step + 1, step):
+            chunk = live.step(*(track[at : at + step] for track in sound))
+            total, count = total + chunk.frames.sum(0, dtype=np.float64), count + len(chunk.frames)
+        distance = metrics.colour_distance(metrics.region_colours(total / count), known)
+        log.append(
+            {
+                "minute": minute,
+                "identity": round(distance, 4),
+                "resident_megabytes": round(resident_megabytes(), 1),
+                "times_real_time": round(count / FPS / (time.perf_counter() - began), 3),
+            }
+        )
+    memory = [entry["resident_megabytes"] for entry in log]
+    size = getattr(generator.chunk_step, "_cache_size", lambda: float("nan"))
+    rows = [
+        Row("long stream: minutes", minutes),
+        Row("long stream: memory at the end / after minute 1", memory[-1] / memory[0], target="<= 1.05"),
+        Row("long stream: compilations of the step", size(), target="<= 1"),
+        Row("long stream: drift of the identity", metrics.drift([e["identity"] for e in log]), target="<= 0.2"),
+    ]
+    return rows, log
+
+
+def picture(clips: Sequence[Clip], made: Sequence[np.ndarray], columns: int = 8) -> list[np.ndarray]:
+    """Rows for :func:`save_sheet`: a clip's reference and truth, under it the result at the same moments."""
+    rows = []
+    for clip, frames in zip(clips, made, strict=True):
+        at = np.linspace(0, len(frames) - 1, columns + 2).astype(int)[1:-1]
+        rows.append(np.concatenate([clip.reference[None], clip.frames[at]]))
+        rows.append(np.concatenate([np.full_like(clip.reference, 255)[None], frames[at]]))
+    return rows
+
+
+def choose(clips: Sequence[Clip], count: int = 3) -> list[int]:
+    """Places of clips worth showing: the first with glasses, with a beard, of a creature, then whoever comes first."""
+    wanted = [lambda c: c["glasses"] != "none", lambda c: c["beard"] != "none", lambda c: c["style"] == "creature"]
+    chosen: list[int] = []
+    for wish in [*wanted, *[lambda c: True] * count]:
+        chosen += [i for i, c in enumerate(clips) if i not in chosen and wish(c.character)][:1]
+    return chosen[:count]
+
+
+def main() -> int:
+    parser = ArgumentParser(prog="benchmarks.toy", description="Measure a model on held-out characters and voices.")
+    parser.add_argument("--model", default="toy", help='bundled model, folder, or "truth" for the true video')
+    parser.add_argument("--clips", type=int, default=24, help="clips of each kind (speak, listen)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip")
+    parser.add_argument("--minutes", type=int, default=0, help="length of the long stream; 0 leaves it out")
+    parser.add_argument("--seed", type=int, default=0, help="of the streams' noise")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for toy.json")
+    parser.add_argument("--sheet", type=Path, help="PNG of held-out frames: truth above result")
+    args = parser.parse_args()
+    if args.clips < 2 or args.seconds < 2 or args.minutes < 0:
+        parser.error("expected at least 2 clips of at least 2 seconds, and no negative minutes")
+
+    reader, pipeline, minutes = Reader.load(), None, []
+    if args.model != "truth":
+        from lpm_jax.pipeline import Pipeline
+
+        pipeline = Pipeline.from_pretrained(args.model)
+        pipeline.warm_up()
+    speak, listen = (build_clips(kind, args.clips, args.seconds) for kind in ("speak", "listen"))
+    perform = Streamer(pipeline, args.seed) if pipeline else play_truth
+    rows, details, made = measure(perform, speak, listen, reader)
+    if pipeline:
+        rows += autoencoder_rows(pipeline_roundtrip(pipeline), speak, listen, reader)
+        rows += perform.rows()
+        if args.minutes:
+            order = [c for pair in zip(speak, listen, strict=True) for c in pair]
+            more, minutes = long_stream(pipeline, order, args.minutes, args.seed)
+            rows += more
+    print(table(rows))
+    verdicts = [r.passed for r in rows if r.passed is not None]
+    print(f"\n{sum(verdicts)} of {len(verdicts)} targets met")
+
+    name = Path(args.model).name  # of a folder anywhere: the report names no machine's paths
+    command = f"python -m benchmarks.toy --model {name} --clips {args.clips} --seconds {args.seconds:g} "
+    command += f"--minutes {args.minutes} --seed {args.seed}"
+    result = {"command": command} | environment() | {"figures": [r.to_json() for r in rows]}
+    result |= {"clips": details, "minutes": minutes}
+    write_json(args.out / f"{name}.json", result)
+    if args.sheet:
+        shown = []
+        for kind, clips in (("speak", speak), ("listen", listen)):
+            places = choose(clips)
+            shown += picture([clips[i] for i in places], [made[kind][i] for i in places])
+        save_sheet(args.sheet, shown)
+    written = [str(args.out / f"{name}.json"), *([str(args.sheet)] if args.sheet else [])]
+    print(f"written: {', '.join(written)}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    run_door(main)
