@@ -52,7 +52,7 @@ def _unflatten(flat: dict[str, Any]) -> dict:
 
 
 def save_weights(directory: str | Path, name: str, params: dict, dtype: Any = None) -> list[Path]:
-    """Writes ``params`` as ``name-00001-of-0000N.safetensors``, each at most ``SHARD_BYTES``, aside and then renamed."""
+    """Writes ``params`` as ``name-00001-of-0000N.safetensors``, each at most ``SHARD_BYTES``, all aside and then renamed."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     shards: list[dict] = [{}]
@@ -67,10 +67,10 @@ def save_weights(directory: str | Path, name: str, params: dict, dtype: Any = No
     paths = []
     for i, shard in enumerate(shards):
         path = directory / f"{name}-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        aside = path.with_suffix(".tmp")
-        save_file(shard, aside)
-        os.replace(aside, path)
+        save_file(shard, path.with_suffix(".tmp"))
         paths.append(path)
+    for path in paths:
+        os.replace(path.with_suffix(".tmp"), path)
     for stale in set(directory.glob(f"{name}-*-of-*.safetensors")) - set(paths):
         stale.unlink()
     return paths
@@ -86,6 +86,9 @@ def load_weights(directory: str | Path, name: str, abstract: Any = None) -> dict
     paths = sorted(directory.glob(f"{name}-*-of-*.safetensors"))
     if not paths:
         raise InputError(f"{directory}: expected {name}-*.safetensors, found none")
+    if any(not path.stem.endswith(f"-of-{len(paths):05d}") for path in paths):  # one is missing, or two saves are mixed
+        found = ", ".join(path.name for path in paths)
+        raise InputError(f"{directory}: expected all {name} files of one save, found {found}")
     flat: dict[str, Any] = {}
     for path in paths:
         try:

@@ -134,6 +134,7 @@ class TrainConfig:
     data_threads: int = 2
     kinds: tuple[str, ...] = ()  # clip kinds of the mixture; none: all
     extra_references: float = 0.0  # share of clips that show view and expression references
+    whole_share: float = 0.12  # share of steps that compute all patches whatever token_keep says
     token_keep: float = 0.5  # share of a frame's patches that a training step computes
 
 
@@ -157,7 +158,8 @@ class Config:
         """This config with the stage's own training settings in ``train``."""
         if stage not in self.stages:
             raise InputError(f"--stage: expected one of {', '.join(self.stages)}, found {stage!r}")
-        return dataclasses.replace(self, train=dataclasses.replace(self.train, **self.stages[stage]))
+        changes = {k: tuple(v) if isinstance(v, list) else v for k, v in self.stages[stage].items()}  # after JSON
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, **changes))
 
 
 def load_config(path: str | Path) -> Config:
@@ -178,11 +180,10 @@ def load_config(path: str | Path) -> Config:
 
 
 def _parse(text: str, kind: Any, option: str) -> Any:
-    origin = typing.get_origin(kind)
+    if typing.get_origin(kind) in (tuple, list):  # "" is the empty tuple
+        element = typing.get_args(kind)[0]
+        return tuple(_parse(part.strip(), element, option) for part in text.split(",") if text.strip())
     try:
-        if origin in (tuple, list):
-            element = typing.get_args(kind)[0]
-            return tuple(_parse(part.strip(), element, option) for part in text.split(","))
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if kind in (int, float, str):
@@ -223,8 +224,10 @@ def _replace(node: Any, path: list[str], text: str, option: str) -> Any:
     return dataclasses.replace(node, **{name: _parse(text, kinds[name], option)})
 
 
-def from_dict(data: dict, kind: type = Config) -> Any:
+def from_dict(data: Any, kind: type = Config) -> Any:
     """The dataclass that ``dataclasses.asdict`` and JSON made ``data`` from; unknown fields are refused."""
+    if not isinstance(data, dict):
+        raise InputError(f"config: expected fields of {kind.__name__}, found {data!r}")
     hints = typing.get_type_hints(kind)
     values = {}
     for name, value in data.items():

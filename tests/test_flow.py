@@ -85,4 +85,4 @@ def test_training_levels():
         assert group.mean() == pytest.approx(0.5, abs=0.03)
         assert np.quantile(group, 0.25) == pytest.approx(0.25, abs=0.03)
     shifted = np.asarray(sample_levels(jax.random.key(0), (4000, 6), FlowConfig(shift=3.0)))
-    np.testing.assert_allclose(shifted, shift_level(level, 3.0), atol=1e-6)
+    np.testing.assert_allclose(shifted, shift_level(jnp.asarray(level), 3.0), atol=1e-6)

@@ -101,11 +101,22 @@ def make_loss(config: Config, causal: bool):
     dtype = jnp.dtype(train.dtype)
 
     def loss(params, batch, key):
+        """Most steps compute a share of the patches, some all of them, so that streaming, which does, is familiar."""
+        if train.token_keep >= 1:
+            return partial_loss(params, batch, key, 1.0)
+        whole = jax.random.bernoulli(jax.random.fold_in(key, 1), train.whole_share)
+        return jax.lax.cond(
+            whole,
+            lambda: partial_loss(params, batch, key, 1.0),
+            lambda: partial_loss(params, batch, key, train.token_keep),
+        )
+
+    def partial_loss(params, batch, key, share):
         k_keep, k_text, k_audio, k_level, k_noise, k_noise2 = jax.random.split(key, 6)
         params = jax.tree.map(lambda p: p.astype(dtype), params)
         b, frames = batch["latents"].shape[:2]
         weight = patch_weights(config, batch["weights"])
-        keep = keep_patches(k_keep, weight, train.token_keep)
+        keep = keep_patches(k_keep, weight, share)
         dropout = (flow.text_dropout, 0.0 if causal else flow.audio_dropout)
         drop = {
             name: jax.random.bernoulli(k, 1 - p, (b,)).astype(jnp.float32)
