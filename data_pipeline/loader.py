@@ -104,6 +104,7 @@ class Window(grain.transforms.RandomMap):
     weights: RegionWeights
     first_frame: float  # share of windows that show their first frame
     extra: float  # share of windows that show view and expression references
+    inside: float = 0.5  # share of windows whose global appearance is a frame of the clip itself, as a stream's may be
 
     def random_map(self, clip: dict, rng: np.random.Generator) -> dict:
         total = len(clip["latents"]) - 1
@@ -117,6 +118,9 @@ class Window(grain.transforms.RandomMap):
         else:  # any subset
             kinds[1:] = np.where(rng.random(len(kinds) - 1) < 0.5, kinds[1:], -1)
         extra = 1 + int(np.argmax(kinds[1:] >= 0)) if (kinds[1:] >= 0).any() else 1
+        appearance = clip["references"][0]
+        if rng.random() < self.inside:
+            appearance = clip["stills"][rng.integers(len(clip["stills"]))]
         weight = np.ones(clip["mouth"].shape, np.float32)
         for name in ("face", "eyes", "mouth"):
             weight = np.maximum(weight, np.where(clip[name], getattr(self.weights, name), 1.0))
@@ -124,7 +128,7 @@ class Window(grain.transforms.RandomMap):
         out = {
             "latents": clip["latents"][window],
             # Slots: the first frame, the global reference and, where the stage shows any, one further reference.
-            "references": np.stack([clip["stills"][index], clip["references"][0], clip["references"][extra]]),
+            "references": np.stack([clip["stills"][index], appearance, clip["references"][extra]]),
             "reference_kinds": np.array([0, 1, max(kinds[extra], 0)], np.int32),
             "reference_valid": np.array([rng.random() < self.first_frame, True, kinds[extra] >= 0]),
             "text": clip["text"],

@@ -8,7 +8,6 @@ by Orbax, so that a killed run resumes with the batch it would have seen next. A
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def _unflatten(flat: dict[str, Any]) -> dict:
 
 
 def save_weights(directory: str | Path, name: str, params: dict, dtype: Any = None) -> list[Path]:
-    """Writes ``params`` as ``name-00001-of-0000N.safetensors``, each at most ``SHARD_BYTES``, all aside and then renamed."""
+    """Writes ``params`` as ``name-00001-of-0000N.safetensors`` of at most ``SHARD_BYTES``, all aside, then renamed."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     shards: list[dict] = [{}]
@@ -70,7 +69,7 @@ def save_weights(directory: str | Path, name: str, params: dict, dtype: Any = No
         save_file(shard, path.with_suffix(".tmp"))
         paths.append(path)
     for path in paths:
-        os.replace(path.with_suffix(".tmp"), path)
+        path.with_suffix(".tmp").replace(path)
     for stale in set(directory.glob(f"{name}-*-of-*.safetensors")) - set(paths):
         stale.unlink()
     return paths
@@ -112,4 +111,4 @@ def write_json(path: str | Path, data: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".tmp")
     aside.write_text(json.dumps(data, indent=2) + "\n")
-    os.replace(aside, path)
+    aside.replace(path)

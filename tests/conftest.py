@@ -1,4 +1,4 @@
-"""Set up once, before anything imports JAX: cheap compilation, exact products, and shape annotations that are checked."""
+"""Set up once, before anything imports JAX: cheap compilation, exact products, annotations that are checked."""
 
 import os
 
@@ -7,10 +7,15 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=1", "--xla_llvm_disable_expensive_passes=true"]
 ).strip()
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
-# Every annotated function of these packages checks its arguments' and results' shapes and types while tests run.
-install_import_hook(["lpm_jax", "data_pipeline"], "beartype.beartype")
+# Every annotated function of these modules checks its arguments' and results' shapes and types while tests run.
+MODULES = "nn models streaming flow checkpoint config sharding"
+TRAINING = "flow_matching latents loop stages state validation vae"
+CHECKED = [f"lpm_jax.{name}" for name in MODULES.split()]
+CHECKED += [f"lpm_jax.training.{name}" for name in TRAINING.split()]
+CHECKED += ["data_pipeline.loader", "data_pipeline.video"]
+install_import_hook(CHECKED, "beartype.beartype")
 
 import jax  # noqa: E402
 

@@ -83,6 +83,19 @@ class RMSNorm(nn.Module):
         return (y * gain).astype(x.dtype)
 
 
+class Dense(nn.Module):
+    """A linear layer that flattens its input to a matrix: XLA on CPU takes the weight's gradient 2.5 times faster so."""
+
+    features: int
+    kernel_init: Any = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b features"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features)).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        return (x.reshape(-1, x.shape[-1]) @ kernel + bias).reshape(*x.shape[:-1], self.features)
+
+
 class Block(nn.Module):
     """One transformer block; ``kind`` only names the audio it reads, all blocks have the same parameters."""
 
@@ -108,8 +121,8 @@ class Block(nn.Module):
         cfg = self.config
         b, f, n, d = x.shape
 
-        def dense(name: str, features: int = d, init=None):
-            return nn.Dense(features, dtype=x.dtype, kernel_init=init or nn.initializers.xavier_uniform(), name=name)
+        def dense(name: str, features: int = d, init=nn.initializers.xavier_uniform()):
+            return Dense(features, init, name=name)
 
         def heads(y: Array) -> Array:
             return y.reshape(b, -1, cfg.heads, cfg.head_dim)
@@ -169,13 +182,13 @@ class Embed(nn.Module):
     @nn.compact
     def __call__(self, patches, levels, text):
         cfg = self.config
-        x = nn.Dense(cfg.width, dtype=patches.dtype, name="patch")(patches)
+        x = Dense(cfg.width, name="patch")(patches)
         t = time_features(levels, cfg.time_width).astype(patches.dtype)
-        t = nn.Dense(cfg.width, dtype=patches.dtype, name="time_in")(t)
-        t = nn.Dense(cfg.width, dtype=patches.dtype, name="time_out")(nn.silu(t))
-        e = nn.Dense(6 * cfg.width, dtype=patches.dtype, name="time_modulation")(nn.silu(t))
-        y = nn.Dense(cfg.width, dtype=patches.dtype, name="text_in")(text)
-        y = nn.Dense(cfg.width, dtype=patches.dtype, name="text_out")(nn.gelu(y, approximate=True))
+        t = Dense(cfg.width, name="time_in")(t)
+        t = Dense(cfg.width, name="time_out")(nn.silu(t))
+        e = Dense(6 * cfg.width, name="time_modulation")(nn.silu(t))
+        y = Dense(cfg.width, name="text_in")(text)
+        y = Dense(cfg.width, name="text_out")(nn.gelu(y, approximate=True))
         return x, t, e.reshape(*e.shape[:-1], 6, cfg.width), y
 
 
@@ -190,9 +203,7 @@ class Head(nn.Module):
         table = self.param("modulation", nn.initializers.normal(cfg.width**-0.5), (2, cfg.width))
         shift, scale = jnp.moveaxis(t[:, :, None] + table.astype(t.dtype), 2, 0)[:, :, :, None]
         y = layer_norm(x, cfg.eps) * (1 + scale) + shift
-        return nn.Dense(
-            cfg.patch**2 * cfg.channels, dtype=x.dtype, kernel_init=nn.initializers.zeros, name="projection"
-        )(y)
+        return Dense(cfg.patch**2 * cfg.channels, nn.initializers.zeros, name="projection")(y)
 
 
 def init(config: DiTConfig, key: Array) -> dict:

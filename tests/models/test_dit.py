@@ -242,7 +242,7 @@ def test_an_earlier_chunk_changes_what_follows(params, batch, causal):
 
 
 def test_modulation_follows_each_frames_own_level(params, batch, base):
-    """With nothing to attend to but itself a frame would differ by its own level only: its own change is the largest."""
+    """Another noise level changes its own frame by far the most; the others only through attention."""
     out, _ = run(None, params, batch | {"levels": batch["levels"].at[:, 4].set(0.0)})
     change = jnp.abs(out - base[0]).mean((0, 2, 3))
     assert int(change.argmax()) == 4 and change[4] > 3 * jnp.delete(change, 4).max()

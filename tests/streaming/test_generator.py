@@ -87,7 +87,7 @@ def frames() -> list[np.ndarray]:
 
 
 class Reference:
-    """The stream computed in the open: references, sounds and noise prepared from the same inputs, no ring, no cache."""
+    """The stream computed in the open: references, sounds and noise from the same inputs, no ring, no cache."""
 
     def __init__(self):
         self.params = tiny.params(CONFIG)
@@ -173,7 +173,9 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
         new = []
         for i, weights in enumerate(blocks):
             context = dit.Context(*(jnp.concatenate([kv[i][which] for kv in past], axis=1) for which in (0, 1)))
-            x, kv = module.apply({"params": weights}, x, e, video, text, told.text_mask, hear[i % 2], positions, context)
+            x, kv = module.apply(
+                {"params": weights}, x, e, video, text, told.text_mask, hear[i % 2], positions, context
+            )
             new.append(kv)
         out = dit.Head(CFG).apply({"params": ref.params["dit"]["head"]}, x[:, :video], t[:, :video])
         return out, new
@@ -184,7 +186,7 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
         {"params": ref.params["dit"]["embed"]}, ref.references, jnp.zeros((1, REFS)), told.text
     )
     pinned = []
-    for i, weights in enumerate(blocks):
+    for weights in blocks:
         own = dit.Positions(angles_3d(ref.reference_times, 2, 2, CFG.head_dim), None, see)
         x, kv = module.apply({"params": weights}, x, e, 0, text, told.text_mask, told.speak, own)
         pinned.append(kv)

@@ -27,12 +27,12 @@ CONFIG = Config(
 
 
 class Points:
-    """32 pairs of a vector and its image under a fixed matrix."""
+    """32 pairs of a vector and its image under a fixed affine map."""
 
     def __init__(self):
         rng = np.random.default_rng(0)
         self.x = rng.normal(size=(32, 6)).astype(np.float32)
-        self.y = self.x @ rng.normal(size=(6, 3)).astype(np.float32)
+        self.y = self.x @ (0.3 * rng.normal(size=(6, 3))).astype(np.float32) + 2
 
     def __len__(self) -> int:
         return len(self.x)

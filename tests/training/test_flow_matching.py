@@ -1,0 +1,172 @@
+"""The diffusion stages' losses, checked with a network that says nothing: its output is zero, its guess the anchor."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lpm_jax.config import StreamConfig
+from lpm_jax.errors import InputError
+from lpm_jax.models import dit
+from lpm_jax.streaming import generator
+from lpm_jax.training import stages
+from lpm_jax.training.flow_matching import (
+    by_level,
+    history_tokens,
+    keep_patches,
+    make_loss,
+    patch_weights,
+    take,
+)
+from tests import tiny
+
+FRAMES, CELLS, CHANNELS = 6, 4, 8
+
+
+def config(**train):
+    base = dataclasses.replace(tiny.CONFIG, dit=dataclasses.replace(tiny.CONFIG.dit, depth=2))
+    return dataclasses.replace(base, train=dataclasses.replace(base.train, **train))
+
+
+@pytest.fixture(scope="module")
+def mute():
+    """Random weights, except for the last projection, which is zero."""
+    params = {k: v for k, v in tiny.params(config()).items() if k != "vae"}
+    head = params["dit"]["head"]
+    head = head | {"projection": jax.tree.map(jnp.zeros_like, head["projection"])}
+    return params | {"dit": params["dit"] | {"head": head}}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    tokens = history_tokens(config()) + 4 * FRAMES
+    return {
+        "latents": rng.normal(size=(2, FRAMES, CELLS, CELLS, CHANNELS)).astype(np.float16),
+        "references": rng.normal(size=(2, 2, CELLS, CELLS, CHANNELS)).astype(np.float16),
+        "reference_kinds": np.array([[0, 1]] * 2, np.int32),
+        "reference_valid": np.array([[True, True], [False, True]]),
+        "text": np.array([[1, 5, 6, 0, 0, 0, 0, 0]] * 2, np.int32),
+        "weights": rng.uniform(1, 4, (2, FRAMES, CELLS, CELLS)).astype(np.float32),
+        "speak": rng.normal(size=(2, tokens, tiny.FEATURES)).astype(np.float16),
+        "listen": rng.normal(size=(2, tokens, tiny.FEATURES)).astype(np.float16),
+    }
+
+
+def error_and_weight(batch) -> tuple[np.ndarray, np.ndarray]:
+    """By hand: the squared distance from the global reference, and the weight, of each 2 x 2 patch."""
+    truth, anchor = batch["latents"].astype(np.float64), batch["references"][:, 1:2].astype(np.float64)
+    cells = ((truth - anchor) ** 2).mean(-1)
+    blocks = lambda x: x.reshape(2, FRAMES, 2, 2, 2, 2)  # noqa: E731
+    return (
+        blocks(cells).mean((3, 5)).reshape(2, FRAMES, 4),
+        blocks(batch["weights"]).max((3, 5)).reshape(2, FRAMES, 4),
+    )
+
+
+def test_causal_loss_by_hand(mute, batch):
+    """Each frame stands once at T0 = 1 and once at T1 = 0.5, whatever the draw: it counts 1 / 1 + 1 / 0.25, halved."""
+    loss = jax.jit(make_loss(config(), causal=True))
+    error, weight = error_and_weight(batch)
+    for seed in range(3):
+        value, metrics = loss(mute, batch, jax.random.key(seed))
+        assert float(value) == pytest.approx(0.5 * 5 * (error * weight).sum() / weight.sum(), rel=1e-3)
+        assert float(metrics["x0_pure"]) == pytest.approx(error.mean(), rel=1e-3)
+        assert float(metrics["x0_noisy"]) == pytest.approx(error.mean(), rel=1e-3)
+
+
+def test_teacher_loss_by_hand(mute, batch):
+    """With the floor at 1 every noise level counts the same."""
+    cfg = config()
+    cfg = dataclasses.replace(cfg, flow=dataclasses.replace(cfg.flow, loss_floor=1.0))
+    value, metrics = jax.jit(make_loss(cfg, causal=False))(mute, batch, jax.random.key(0))
+    error, weight = error_and_weight(batch)
+    assert float(value) == pytest.approx((error * weight).sum() / weight.sum(), rel=1e-3)
+    assert set(metrics) == {"x0_pure", "x0_noisy"}
+
+
+def test_some_steps_compute_a_share_and_some_all(mute, batch):
+    """Only the heavy patch is wrong. It is always kept: of two patches in most steps, of four in the others."""
+    cfg = config(token_keep=0.5, whole_share=0.4)
+    cfg = dataclasses.replace(cfg, flow=dataclasses.replace(cfg.flow, loss_floor=1.0))
+    latents = np.repeat(batch["references"][:, 1:2], FRAMES, axis=1)
+    latents[:, :, 2:, 2:] += 2.0
+    weights = np.ones((2, FRAMES, CELLS, CELLS), np.float32)
+    weights[:, :, 2:, 3] = 3.0
+    loss = jax.jit(make_loss(cfg, causal=False))
+    values = [
+        float(loss(mute, batch | {"latents": latents, "weights": weights}, jax.random.key(seed))[0])
+        for seed in range(12)
+    ]
+    part, whole = 4 * 3 / (3 + 1), 4 * 3 / (3 + 3)
+    assert all(min(abs(v - part), abs(v - whole)) < 0.02 for v in values), values
+    assert 0 < sum(abs(v - whole) < 0.02 for v in values) < 9
+
+
+def test_kept_patches():
+    weights = np.ones((2, 3, 16), np.float32)
+    weights[0, 1, [2, 9]] = 4.0  # in one frame only: kept in all
+    weights[1, :, 5] = 1.5
+    weights = jnp.asarray(weights)
+    seen = [set(), set()]
+    for seed in range(20):
+        keep = keep_patches(jax.random.key(seed), weights, 0.25)
+        assert keep.shape == (2, 4)
+        for row in np.asarray(keep):
+            assert sorted(set(row)) == row.tolist() and row.min() >= 0 and row.max() < 16
+        assert {2, 9} <= set(np.asarray(keep[0])) and 5 in np.asarray(keep[1])
+        for b in range(2):
+            seen[b] |= set(np.asarray(keep[b]).tolist())
+    assert seen == [set(range(16))] * 2  # the rest by chance, every patch at times
+    assert keep_patches(jax.random.key(0), weights, 1.0) is None
+
+
+def test_too_many_important_patches_leave_the_heaviest():
+    weights = jnp.asarray(np.array([1.2] * 12 + [1.6] * 4, np.float32))[None, None]
+    kept = np.concatenate([np.asarray(keep_patches(jax.random.key(s), weights, 0.25)[0]) for s in range(50)])
+    assert (kept >= 12).mean() > 0.5  # a quarter of the patches, more than half of the places
+
+
+def test_take():
+    x = jnp.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    keep = jnp.array([[0, 3], [1, 2]])
+    taken = take(x, keep)
+    np.testing.assert_array_equal(taken[0], x[0][:, [0, 3]])
+    np.testing.assert_array_equal(taken[1], x[1][:, [1, 2]])
+    np.testing.assert_array_equal(take(x[..., 0], keep), taken[..., 0])
+    assert take(x, None) is x
+
+
+def test_patch_weights():
+    cells = jnp.ones((1, 1, 4, 4)).at[0, 0, 1, 2].set(3.0).at[0, 0, 3, 3].set(2.0)
+    assert patch_weights(config(), cells).tolist() == [[[1, 3, 1, 2]]]
+    patches = dit.patchify(config().dit, cells[..., None].repeat(8, -1))  # the same order as the latent's patches
+    np.testing.assert_array_equal(patches.max(-1), patch_weights(config(), cells))
+
+
+def test_errors_by_level():
+    error = jnp.array([[1.0, 2.0], [3.0, 6.0]])
+    level = jnp.array([[1.0, 0.5], [1.0, 0.3]])
+    assert by_level(error, level) == {"x0_pure": 2.0, "x0_noisy": 4.0}
+    assert by_level(error, jnp.zeros((2, 2)))["x0_pure"] == 0
+
+
+def test_training_hears_as_far_back_as_streaming():
+    cfg = dataclasses.replace(config(), stream=StreamConfig())
+    assert history_tokens(cfg) == 36
+    assert generator.history_samples(cfg) == 36 * 1000 + 512
+    odd = dataclasses.replace(cfg, audio=dataclasses.replace(cfg.audio, listen_window=0.3))
+    assert history_tokens(odd) == 8  # 7.2 tokens, in whole latent frames
+    assert generator.history_samples(odd) == 8 * 1000 + 512
+
+
+@pytest.mark.parametrize("stage, before", [("base.listen", "base.speak"), ("online.causal", "base.identity")])
+def test_a_stage_asks_for_the_one_before(tmp_path, stage, before):
+    with pytest.raises(
+        InputError, match=rf"^--stage {stage}: expected the finished weights of {before} in .*, found none$"
+    ):
+        stages.run(stage, config(), tmp_path)
+    with pytest.raises(InputError, match="expected the finished weights of elsewhere"):
+        stages.run(stage, config(init="elsewhere"), tmp_path)
