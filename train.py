@@ -13,7 +13,9 @@ from lpm_jax.errors import ArgumentParser, InputError, run_door
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a Python file with get_config(), such as configs/toy.py")
-    parser.add_argument("--stage", required=True, help="vae, base.speak, base.listen, base.identity, online.causal, all")
+    parser.add_argument(
+        "--stage", required=True, help="vae, base.speak, base.listen, base.identity, online.causal, all"
+    )
     parser.add_argument("--workdir", required=True, type=Path, help="where checkpoints, curves and sheets go")
     args, rest = parser.parse_known_args()
     config = load_config(args.config)

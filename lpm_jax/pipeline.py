@@ -1,4 +1,4 @@
-"""The one object a user holds: ``Pipeline.from_pretrained(...).stream(image=..., audio=...)`` yields frames in chunks."""
+"""The one object a user holds: ``Pipeline.from_pretrained(...).stream(...)`` yields frames in chunks."""
 
 from __future__ import annotations
 
@@ -95,9 +95,7 @@ class Pipeline:
         self.compile_seconds = time.perf_counter() - began
         self._warm = True
 
-    def open(
-        self, image, prompt: str = "", seed: int = 0, references: Mapping[str, object] | None = None
-    ) -> Stream:
+    def open(self, image, prompt: str = "", seed: int = 0, references: Mapping[str, object] | None = None) -> Stream:
         """A live stream of the character in ``image`` (path, PIL image or uint8 array).
 
         ``references`` maps names such as ``"view/left"`` or ``"expression/happy"`` to further pictures of it.
@@ -186,9 +184,7 @@ class Stream:
 
     def set_prompt(self, prompt: str) -> None:
         """Takes effect at the next chunk; motion goes on."""
-        self._state = generator.set_prompt(
-            self.pipeline.config, self.pipeline.params, self._state, self._ids(prompt)
-        )
+        self._state = generator.set_prompt(self.pipeline.config, self.pipeline.params, self._state, self._ids(prompt))
 
     def step(
         self, speak: Float[np.ndarray, " n"] | None = None, listen: Float[np.ndarray, " n"] | None = None
@@ -202,9 +198,7 @@ class Stream:
                 padded[: min(len(track), self._samples)] = np.asarray(track, np.float32)[: self._samples]
             tracks.append(padded[None])
             active.append(float(np.sqrt(np.mean(padded**2))) > SPEECH_FLOOR)
-        self._state, frames = generator.chunk_step(
-            self.pipeline.config, self.pipeline.params, self._state, *tracks
-        )
+        self._state, frames = generator.chunk_step(self.pipeline.config, self.pipeline.params, self._state, *tracks)
         frames = np.asarray(frames[0])
         at, self.time = self.time, self.time + self.pipeline.chunk_frames / FPS
         state = {(0, 0): "silence", (1, 0): "speak", (0, 1): "listen", (1, 1): "both"}[tuple(map(int, active))]

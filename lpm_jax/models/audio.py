@@ -35,9 +35,7 @@ def mel_filters(bands: int) -> Float[np.ndarray, "bins bands"]:
     return (filters / np.maximum(filters.sum(0), 1e-3)).astype(np.float32)
 
 
-def log_mel(
-    config: AudioConfig, samples: Float[ArrayLike, "*b n"], xp=jnp
-) -> Float[ArrayLike, "*b tokens features"]:
+def log_mel(config: AudioConfig, samples: Float[ArrayLike, "*b n"], xp=jnp) -> Float[ArrayLike, "*b tokens features"]:
     """Log-mel tokens of ``n = TOKEN * tokens + FFT`` samples at 24 kHz; the first ``FFT`` samples are only history.
 
     Values are near -1 for silence and 1 for loud speech. ``xp`` is ``jax.numpy`` or ``numpy``.
@@ -68,9 +66,7 @@ class AudioEncoder(nn.Module):
         return nn.Dense(cfg.width, dtype=mel.dtype, name="out")(nn.gelu(x))
 
 
-def window_mask(
-    frames: int, history: int, window: float, chunk: int | None
-) -> Bool[np.ndarray, "frames tokens"]:
+def window_mask(frames: int, history: int, window: float, chunk: int | None) -> Bool[np.ndarray, "frames tokens"]:
     """Which of ``history + STRIDE * frames`` tokens each latent frame may read: ``window`` seconds each side.
 
     Frame ``f`` covers tokens ``history + 4 f .. history + 4 f + 3``. With ``chunk`` (latent frames) nothing past the

@@ -94,9 +94,7 @@ def reference_times(config: DiTConfig, kinds: Int[Array, "*b refs"]) -> Float[Ar
     return times
 
 
-def self_attention_mask(
-    frames: int, chunk: int | None, valid: Bool[Array, "b refs"]
-) -> Bool[Array, "b all all"]:
+def self_attention_mask(frames: int, chunk: int | None, valid: Bool[Array, "b refs"]) -> Bool[Array, "b all all"]:
     """Which frames see which: video sees video (block-causally with ``chunk``) and valid references; references see
     references only."""
     refs = valid.shape[1]

@@ -83,8 +83,11 @@ class RMSNorm(nn.Module):
         return (y * gain).astype(x.dtype)
 
 
+XAVIER = nn.initializers.xavier_uniform()
+
+
 class Dense(nn.Module):
-    """A linear layer that flattens its input to a matrix: XLA on CPU takes the weight's gradient 2.5 times faster so."""
+    """A linear layer on its input as a matrix: so XLA on CPU takes the weight's gradient twice as fast."""
 
     features: int
     kernel_init: Any = nn.initializers.lecun_normal()
@@ -121,14 +124,16 @@ class Block(nn.Module):
         cfg = self.config
         b, f, n, d = x.shape
 
-        def dense(name: str, features: int = d, init=nn.initializers.xavier_uniform()):
+        def dense(name: str, features: int = d, init=XAVIER):
             return Dense(features, init, name=name)
 
         def heads(y: Array) -> Array:
             return y.reshape(b, -1, cfg.heads, cfg.head_dim)
 
         table = self.param("modulation", nn.initializers.normal(d**-0.5), (6, d))
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(time + table.astype(time.dtype), 2, 0)[:, :, :, None]
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(time + table.astype(time.dtype), 2, 0)[
+            :, :, :, None
+        ]
 
         # ---- self-attention over context, video and references
         y = layer_norm(x, cfg.eps) * (1 + scale1) + shift1
@@ -154,9 +159,7 @@ class Block(nn.Module):
             av = dense("audio_v", init=nn.initializers.zeros)(audio.tokens)
             q_angles = jnp.repeat(audio.query_angles, n, axis=0)
             mask = jnp.repeat(audio.mask, n, axis=1)
-            a_audio = attention(
-                rotate(heads(q), q_angles), rotate(heads(ak), audio.key_angles), heads(av), mask, "xla"
-            )
+            a_audio = attention(rotate(heads(q), q_angles), rotate(heads(ak), audio.key_angles), heads(av), mask, "xla")
             shape = (b, video, n, d)
             clip = clip + dense("text_o")(a_text.reshape(shape)) + dense("audio_o")(a_audio.reshape(shape))
             x = jnp.concatenate([clip, x[:, video:]], axis=1)
@@ -213,9 +216,7 @@ def init(config: DiTConfig, key: Array) -> dict:
     zeros = jnp.zeros
     embed = Embed(config).init(keys[0], zeros((1, 1, 1, dim)), zeros((1, 1)), zeros((1, 1, config.text_width)))
     half = config.head_dim // 2
-    audio = Audio(
-        zeros((1, 1, config.audio_width)), jnp.ones((1, 1, 1), bool), zeros((1, half)), zeros((1, half))
-    )
+    audio = Audio(zeros((1, 1, config.audio_width)), jnp.ones((1, 1, 1), bool), zeros((1, half)), zeros((1, half)))
     x, e = zeros((1, 1, 1, config.width)), zeros((1, 1, 6, config.width))
     text, positions = zeros((1, 1, config.width)), Positions(zeros((1, 1, half)), None, None)
 

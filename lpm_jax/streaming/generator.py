@@ -2,7 +2,7 @@
 
     chunk_step(params, state, speak, listen) -> state, frames        jitted once, state donated
 
-      noise --network at T0--> estimate --re-noise to T1--> network at T1, writing the cache --> latent --> VAE --> frames
+      noise --net at T0--> estimate --re-noise to T1--> net at T1, writing the cache --> latent --> VAE --> frames
 
 Both evaluations read one cache, written by the T1 pass: its history is noisy (level T1), so it needs no extra clean
 pass, and unlike a cache of pure-noise passes it tells the T0 evaluation where the head is. (SPEC section 4 keeps one

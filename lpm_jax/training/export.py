@@ -1,4 +1,4 @@
-"""A finished run as a model directory: ``python -m lpm_jax.training.export CONFIG WORKDIR OUT [--stage online.causal]``."""
+"""A finished run as a model directory: ``python -m lpm_jax.training.export CONFIG WORKDIR OUT [--stage NAME]``."""
 
 from __future__ import annotations
 

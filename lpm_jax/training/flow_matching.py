@@ -16,7 +16,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from data_pipeline.loader import RegionWeights, Window, latent_batches
@@ -36,9 +35,7 @@ def history_tokens(config: Config) -> int:
     return -(-reach // 4) * 4
 
 
-def keep_patches(
-    key: Array, weights: Float[Array, "b frames tokens"], share: float
-) -> Int[Array, "b kept"] | None:
+def keep_patches(key: Array, weights: Float[Array, "b frames tokens"], share: float) -> Int[Array, "b kept"] | None:
     """Patches that a step computes: all where the loss weighs more than 1, the rest at random up to ``share``."""
     b, _, n = weights.shape
     if share >= 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -22,4 +21,4 @@ def save_sheet(path: str | Path, rows: list[UInt8[np.ndarray, "frames h w 3"]]) 
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".tmp")
     Image.fromarray(np.concatenate(lines)).save(aside, format="PNG")
-    os.replace(aside, path)
+    aside.replace(path)

@@ -40,7 +40,11 @@ def muon_dimensions(params: Any) -> Any:
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """Clipped Muon (Jordan 2024; update scale of Liu et al. 2025) or AdamW, warm-up then cosine to a twentieth."""
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, min(config.warmup, max(config.steps // 2, 1)), config.steps, config.learning_rate / 20
+        0.0,
+        config.learning_rate,
+        min(config.warmup, max(config.steps // 2, 1)),
+        config.steps,
+        config.learning_rate / 20,
     )
     if config.optimizer == "muon":
         rule = optax.contrib.muon(
@@ -59,9 +63,7 @@ def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainS
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
 
-def apply_gradients(
-    state: TrainState, grads: Any, optimizer: optax.GradientTransformation, decay: float
-) -> TrainState:
+def apply_gradients(state: TrainState, grads: Any, optimizer: optax.GradientTransformation, decay: float) -> TrainState:
     """One update. The average warms up as ``min(decay, (1 + step) / (10 + step))`` so early weights are forgotten."""
     updates, opt = optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)

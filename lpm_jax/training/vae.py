@@ -65,7 +65,9 @@ def make_stage(config: Config, data_dir: str) -> Stage:
         encode = jax.jit(lambda params, video: toy.encode(cfg, params, toy.to_unit(video))[0])
         total, square, n = 0.0, 0.0, 0
         for i in np.linspace(0, len(source) - 1, min(64, len(source))).astype(int):
-            z = np.asarray(encode(params, decode_mp4(source[int(i)]["video"])[None]), np.float64).reshape(-1, cfg.channels)
+            z = np.asarray(encode(params, decode_mp4(source[int(i)]["video"])[None]), np.float64).reshape(
+                -1, cfg.channels
+            )
             total, square, n = total + z.sum(0), square + (z**2).sum(0), n + len(z)
         mean = total / n
         std = np.sqrt(square / n - mean**2) + 1e-4
@@ -88,7 +90,9 @@ def make_stage(config: Config, data_dir: str) -> Stage:
         loss=loss,
         validate=validate,
         finish=finish,
-        frozen=lambda params: {k: jax.tree.map(lambda _: k in ("mean", "std"), v) for k, v in params.items()},
+        frozen=lambda params: {
+            name: jax.tree.map(lambda _, n=name: n in ("mean", "std"), p) for name, p in params.items()
+        },
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import grain
@@ -110,7 +109,7 @@ class Validator:
         path = directory / "clip.mp4"
         aside = path.with_suffix(".tmp")
         aside.write_bytes(encode_mp4(strip))
-        os.replace(aside, path)
+        aside.replace(path)
 
 
 def _close(iterator: grain.DatasetIterator) -> None:
