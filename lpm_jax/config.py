@@ -134,7 +134,7 @@ class TrainConfig:
     data_threads: int = 2
     kinds: tuple[str, ...] = ()  # clip kinds of the mixture; none: all
     extra_references: float = 0.0  # share of clips that show view and expression references
-    whole_share: float = 0.12  # share of steps that compute all patches whatever token_keep says
+    whole_every: int = 20  # every so many steps all patches are computed; 0: never
     token_keep: float = 0.5  # share of a frame's patches that a training step computes
 
 

@@ -29,7 +29,7 @@ from lpm_jax.streaming import cache as rolling
 
 
 class StreamState(NamedTuple):
-    """Everything a stream carries from chunk to chunk. A pytree of arrays: snapshot it by keeping it."""
+    """Everything a stream carries from chunk to chunk. A pytree of arrays; a copy of it is a snapshot."""
 
     cache: dit.Cache
     reference_times: Float[Array, "b refs"]

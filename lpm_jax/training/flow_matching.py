@@ -92,23 +92,12 @@ class Denoiser:
         return clean_from_output(cfg.prediction, out, noisy, level, self.anchor)
 
 
-def make_loss(config: Config, causal: bool):
-    """``loss(params, batch, key)`` of a stage."""
+def make_loss(config: Config, causal: bool, share: float):
+    """``loss(params, batch, key)`` of a stage that computes ``share`` of each frame's patches."""
     train, flow = config.train, config.flow
     dtype = jnp.dtype(train.dtype)
 
     def loss(params, batch, key):
-        """Most steps compute a share of the patches, some all of them, so that streaming, which does, is familiar."""
-        if train.token_keep >= 1:
-            return partial_loss(params, batch, key, 1.0)
-        whole = jax.random.bernoulli(jax.random.fold_in(key, 1), train.whole_share)
-        return jax.lax.cond(
-            whole,
-            lambda: partial_loss(params, batch, key, 1.0),
-            lambda: partial_loss(params, batch, key, train.token_keep),
-        )
-
-    def partial_loss(params, batch, key, share):
         k_keep, k_text, k_audio, k_level, k_noise, k_noise2 = jax.random.split(key, 6)
         params = jax.tree.map(lambda p: p.astype(dtype), params)
         b, frames = batch["latents"].shape[:2]
@@ -186,7 +175,10 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         name=stage,
         params=params,
         data=latent_batches(source, window, batch=train.batch, seed=train.seed, threads=train.data_threads),
-        loss=make_loss(config, causal),
+        loss=make_loss(config, causal, train.token_keep),
+        # Now and then all patches, as streaming computes them.
+        other_loss=make_loss(config, causal, 1.0) if train.token_keep < 1 and train.whole_every else None,
+        other_every=train.whole_every,
         validate=Validator(config, causal, vae, held_out, window),
         finish=lambda weights: weights,
     )

@@ -44,6 +44,8 @@ class Stage:
     loss: Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
     validate: Callable[[Any, Path], dict[str, float]]
     finish: Callable[[Any], Any]
+    other_loss: Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]] | None = None
+    other_every: int = 0  # every so many steps take ``other_loss`` instead
     frozen: Callable[[Any], Any] | None = None  # params -> tree of bools: True leaves stay as they are
 
 
@@ -64,13 +66,17 @@ def run_stage(stage: Stage, config: Config, workdir: Path) -> Any:
     state = jax.device_put(create_state(stage.params, optimizer), replicated(mesh))
     root = jax.random.key(train.seed)
 
-    def step(state, batch, root):
-        key = jax.random.fold_in(root, state.step)
-        (loss, metrics), grads = jax.value_and_grad(stage.loss, has_aux=True)(state.params, batch, key)
-        metrics |= {"loss": loss, "gradient_norm": optax.global_norm(grads)}
-        return apply_gradients(state, grads, optimizer, train.ema), metrics
+    def make_step(objective):
+        def step(state, batch, root):
+            key = jax.random.fold_in(root, state.step)
+            (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params, batch, key)
+            metrics |= {"loss": loss, "gradient_norm": optax.global_norm(grads)}
+            return apply_gradients(state, grads, optimizer, train.ema), metrics
 
-    step = jax.jit(step, donate_argnums=0)
+        return jax.jit(step, donate_argnums=0)
+
+    usual = make_step(stage.loss)
+    other = make_step(stage.other_loss) if stage.other_loss else usual
 
     # ---- resume ------------------------------------------------------------------------------------------------
     iterator = iter(stage.data)
@@ -96,6 +102,7 @@ def run_stage(stage: Stage, config: Config, workdir: Path) -> Any:
         before = time.perf_counter()
         batch = jax.device_put(next(iterator), batch_sharding(mesh))
         waited += time.perf_counter() - before
+        step = other if stage.other_every and at % stage.other_every == 0 else usual
         state, metrics = step(state, batch, root)
         window.append(metrics)
         if at % train.log_every == 0 or at == train.steps:
