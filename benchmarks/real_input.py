@@ -2,7 +2,7 @@
 
 uv run python -m benchmarks.real_input --speech RECORDING.wav [--out docs/real_input.png]
 
-The photograph is ``skimage.data.astronaut()`` (NASA, public domain), cropped to the face. Debian's ``alsa-utils`` carries
+The photograph is ``skimage.data.astronaut()`` (NASA), cropped to the face. Debian's ``alsa-utils`` carries
 human recordings under ``/usr/share/sounds/alsa``. Top row: the picture, then what the autoencoder alone makes of
 it. Below: frames of the performance, evenly spaced.
 """
