@@ -6,10 +6,12 @@ r"""Flow matching: the forward process, what the network predicts, and the loss.
 (Lipman et al. 2023; Wan 2.1's convention.) The network's output F is read as
 
     "velocity":  v = F                         x_0 = x_t - t F
-    "clean":     x_0 = anchor + F              v   = (x_t - x_0) / t
+    "clean":     x_0 = m + F                   v   = (x_t - x_0) / t
 
-``anchor`` is the clean global reference, the same for every frame: a character that does not move is right from the
-first step, and the network spends its width on what moves. Large models use "velocity" and no anchor.
+where ``m = anchor + k (x_t - (1 - t) anchor)``, ``k = (1 - t) / ((1 - t)^2 + t^2)``, is what is best without a network
+if ``x_0`` were Gaussian with unit variance around ``anchor``, the clean global reference (preconditioning as in Karras
+et al. 2022). A character that does not move is right from the first step; without the ``k`` term a network as narrow as
+the toy's needs long only to pass its input through. Large models use "velocity" and no anchor.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ def clean_from_output(
     prediction: str, output: Array, noisy: Array, level: Float[Array, "b frames"], anchor: Array
 ) -> Array:
     """The network's estimate of ``x_0``."""
-    if prediction == "clean":
-        return anchor.astype(output.dtype) + output
     t = level.reshape(*level.shape, *(1,) * (noisy.ndim - level.ndim)).astype(noisy.dtype)
+    if prediction == "clean":
+        anchor = anchor.astype(output.dtype)
+        gain = (1 - t) / (jnp.square(1 - t) + jnp.square(t))
+        return anchor + gain * (noisy - (1 - t) * anchor) + output
     return noisy - t * output
 
 

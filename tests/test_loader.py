@@ -36,8 +36,10 @@ def make_clip(number: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def windows(count: int = 60, extra: float = 0.0, first_frame: float = 1.0, clip: dict | None = None) -> list[dict]:
-    window = Window(LATENTS, HISTORY, RegionWeights(4.0, 2.5, 1.5), first_frame, extra)
+def windows(
+    count: int = 60, extra: float = 0.0, first_frame: float = 1.0, inside: float = 0.0, clip: dict | None = None
+) -> list[dict]:
+    window = Window(LATENTS, HISTORY, RegionWeights(4.0, 2.5, 1.5), first_frame, extra, inside)
     return [window.random_map(clip or make_clip(), np.random.default_rng(seed)) for seed in range(count)]
 
 
@@ -75,6 +77,14 @@ def test_first_frame_is_shown_to_its_share():
     shown = [bool(out["reference_valid"][0]) for out in windows(300, first_frame=0.7)]
     assert 0.6 < np.mean(shown) < 0.8
     assert all(out["reference_valid"][1] for out in windows(20, first_frame=0.0))
+
+
+def test_global_appearance_from_outside_or_inside_the_clip():
+    shown = [float(out["references"][1, 0, 0, 0]) for out in windows(400, inside=0.5)]
+    inside = [value for value in shown if value != 1000]
+    assert 0.4 < len(inside) / len(shown) < 0.6
+    assert set(inside) == {100, 103, 106, 109, 112, 115}  # any still
+    assert all(out["reference_kinds"].tolist() == [0, 1] for out in windows(5, inside=1.0))
 
 
 def test_further_references():

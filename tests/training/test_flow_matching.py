@@ -11,7 +11,7 @@ from lpm_jax.config import StreamConfig
 from lpm_jax.errors import InputError
 from lpm_jax.models import dit
 from lpm_jax.streaming import generator
-from lpm_jax.training import stages
+from lpm_jax.training import flow_matching, stages
 from lpm_jax.training.flow_matching import (
     by_level,
     history_tokens,
@@ -67,37 +67,47 @@ def error_and_weight(batch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_causal_loss_by_hand(mute, batch):
-    """Each frame stands once at T0 = 1 and once at T1 = 0.5, whatever the draw: it counts 1 / 1 + 1 / 0.25, halved."""
-    loss = jax.jit(make_loss(config(), True, 1.0))
+    """A silent network on pure noise answers with the anchor, whatever the draw; T0 counts 1, and both passes count."""
+    cfg = config()
+    cfg = dataclasses.replace(cfg, stream=dataclasses.replace(cfg.stream, levels=(1.0, 1.0)))
+    loss = jax.jit(make_loss(cfg, True, 1.0))
     error, weight = error_and_weight(batch)
     for seed in range(3):
         value, metrics = loss(mute, batch, jax.random.key(seed))
-        assert float(value) == pytest.approx(0.5 * 5 * (error * weight).sum() / weight.sum(), rel=1e-3)
+        assert float(value) == pytest.approx((error * weight).sum() / weight.sum(), rel=1e-3)
         assert float(metrics["x0_pure"]) == pytest.approx(error.mean(), rel=1e-3)
-        assert float(metrics["x0_noisy"]) == pytest.approx(error.mean(), rel=1e-3)
 
 
-def test_teacher_loss_by_hand(mute, batch):
-    """With the floor at 1 every noise level counts the same."""
-    cfg = config()
-    cfg = dataclasses.replace(cfg, flow=dataclasses.replace(cfg.flow, loss_floor=1.0))
-    value, metrics = jax.jit(make_loss(cfg, False, 1.0))(mute, batch, jax.random.key(0))
+def test_second_level_counts_as_the_velocity_does(mute, batch):
+    """At T1 = 0.5 with x_0 at the anchor a silent network errs by half the noise, which counts 1 / 0.25, halved."""
+    still = batch | {"latents": np.repeat(batch["references"][:, 1:2], FRAMES, axis=1)}
+    value, metrics = jax.jit(make_loss(config(), True, 1.0))(mute, still, jax.random.key(0))
+    assert float(metrics["x0_pure"]) == pytest.approx(0, abs=1e-3)
+    assert float(metrics["x0_noisy"]) == pytest.approx(0.5**2, rel=0.15)
+    assert float(value) == pytest.approx(0.5 * 4 * float(metrics["x0_noisy"]), rel=0.15)
+
+
+@pytest.fixture
+def pure_noise(monkeypatch):
+    monkeypatch.setattr(flow_matching, "sample_levels", lambda key, shape, config: jax.numpy.ones(shape))
+
+
+def test_teacher_loss_by_hand(mute, batch, pure_noise):
+    value, metrics = jax.jit(make_loss(config(), False, 1.0))(mute, batch, jax.random.key(0))
     error, weight = error_and_weight(batch)
     assert float(value) == pytest.approx((error * weight).sum() / weight.sum(), rel=1e-3)
     assert set(metrics) == {"x0_pure", "x0_noisy"}
 
 
-def test_a_step_computes_a_share_or_all(mute, batch):
+def test_a_step_computes_a_share_or_all(mute, batch, pure_noise):
     """Only the heavy patch is wrong. It is always kept: of two patches with a share of a half, of four with all."""
-    cfg = config()
-    cfg = dataclasses.replace(cfg, flow=dataclasses.replace(cfg.flow, loss_floor=1.0))
     latents = np.repeat(batch["references"][:, 1:2], FRAMES, axis=1)
     latents[:, :, 2:, 2:] += 2.0
     weights = np.ones((2, FRAMES, CELLS, CELLS), np.float32)
     weights[:, :, 2:, 3] = 3.0
     wrong = batch | {"latents": latents, "weights": weights}
     for share, expected in ((0.5, 4 * 3 / (3 + 1)), (1.0, 4 * 3 / (3 + 3))):
-        value, _ = jax.jit(make_loss(cfg, False, share))(mute, wrong, jax.random.key(0))
+        value, _ = jax.jit(make_loss(config(), False, share))(mute, wrong, jax.random.key(0))
         assert float(value) == pytest.approx(expected, abs=0.02)
 
 
