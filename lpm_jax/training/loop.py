@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -82,7 +81,7 @@ def run_stage(stage: Stage, config: Config, workdir: Path) -> Any:
     iterator = iter(stage.data)
     saver = checkpointer(directory / "checkpoints", train.keep)
     if saver.latest is not None:
-        abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct if hasattr(ocp, "tree") else jnp.asarray, state)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         loaded = saver.load_checkpointables(abstract_checkpointables={"state": abstract, "data": iterator})
         state = loaded["state"]
         print(f"{stage.name}: resumed at step {int(state.step)}", flush=True)
