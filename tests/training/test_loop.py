@@ -149,7 +149,6 @@ def start(workdir: Path, pause: float) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.mark.slow
 def test_killed_at_random_and_restarted_it_ends_alike(tmp_path):
     whole = start(tmp_path / "whole", 0.0)
     stop = int(np.random.default_rng(time.time_ns()).integers(4, 18))
