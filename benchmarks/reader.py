@@ -1,6 +1,6 @@
 """A small network that reads from pixels what the benchmark compares: mouth, head pitch, eyes, glasses, beard.
 
-``uv run python -m benchmarks.reader`` trains it (about ten minutes on two cores) on rendered frames of training
+``uv run python -m benchmarks.reader`` trains it (about 25 CPU minutes) on rendered frames of training
 characters with poses drawn independently of each other, blurred, quantised and tinted at random so that it also reads
 a generative model's frames, and writes the weights with its accuracy on held-out characters beside them. The reader
 is a measuring instrument: it never sees a frame of a model that it measures nor a held-out character, but it is taught
@@ -315,7 +315,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the reader and measure it on held-out characters.")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--frames", type=int, default=16_000)
-    parser.add_argument("--steps", type=int, default=1_250)
+    parser.add_argument("--steps", type=int, default=2_000)
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="of characters, poses and first weights")
     parser.add_argument("--init", type=Path, help="folder of a reader to go on from")
