@@ -17,6 +17,9 @@ from data_pipeline.schema import LATENT_STRIDE, REFERENCES, REGIONS
 from data_pipeline.video import decode_mp4
 
 
+EPOCHS = 10**6  # endless; Grain's own endless repeat overflows its length when batches are of one
+
+
 @dataclasses.dataclass(frozen=True)
 class RegionWeights:
     """How much more a region's error counts than the background's."""
@@ -85,7 +88,7 @@ def pixel_batches(
     source, *, batch: int, count: int, side: int, latents: int, weights: RegionWeights, seed: int, threads: int
 ) -> grain.IterDataset:
     """Endless batches of ``batch`` crops for the autoencoder."""
-    data = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    data = grain.MapDataset.source(source).seed(seed).shuffle().repeat(EPOCHS)
     data = data.random_map(Crops(count, side, latents, weights))
     data = data.batch(max(batch // count, 1), batch_fn=_join)
     return data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
@@ -149,7 +152,7 @@ class Window(grain.transforms.RandomMap):
 
 def latent_batches(source, window: Window, *, batch: int, seed: int, threads: int) -> grain.IterDataset:
     """Endless batches of windows for the diffusion stages."""
-    data = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(window).batch(batch)
+    data = grain.MapDataset.source(source).seed(seed).shuffle().repeat(EPOCHS).random_map(window).batch(batch)
     return data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch))
 
 

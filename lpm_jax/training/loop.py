@@ -17,7 +17,6 @@ from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from tensorboardX import SummaryWriter
