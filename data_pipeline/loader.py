@@ -16,7 +16,6 @@ from jaxtyping import Float
 from data_pipeline.schema import LATENT_STRIDE, REFERENCES, REGIONS
 from data_pipeline.video import decode_mp4
 
-
 EPOCHS = 10**6  # endless; Grain's own endless repeat overflows its length when batches are of one
 
 
