@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lpm_jax.config import StreamConfig
-from lpm_jax.flow import add_noise
+from lpm_jax.flow import add_noise, clean_from_output
 from lpm_jax.models import conditions, dit
 from lpm_jax.models.audio import FFT, TOKEN, log_mel
 from lpm_jax.models.text import tokenize
@@ -139,7 +139,7 @@ def test_stream_equals_the_block_causal_model(reference, latents):
         levels = jnp.concatenate([jnp.repeat(levels, STREAM.chunk), jnp.zeros(REFS)])[None]
         patches = jnp.concatenate([video, ref.references], axis=1)
         out, _ = dit.forward(CFG, ref.params["dit"], patches, levels, count, told, positions)
-        return ref.anchor + out
+        return clean_from_output(CFG.prediction, out, video, levels[:, :count], ref.anchor)
 
     t0, t1 = STREAM.levels
     video, noise, worst = jnp.zeros((1, count, TOKENS, DIM)), ref.noise(), 0.0
@@ -220,10 +220,11 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
         }
         t0, t1 = (jnp.full((1, STREAM.chunk), level) for level in STREAM.levels)
         out, _ = step(noise[n][0], t0, **arguments)
-        noisy = add_noise(ref.anchor + out, noise[n][1], t1)
+        clean = clean_from_output(CFG.prediction, out, noise[n][0], t0, ref.anchor)
+        noisy = add_noise(clean, noise[n][1], t1)
         out, new = step(noisy, t1, **arguments)
         kept.append(new)
-        clean = dit.unpatchify(CFG, ref.anchor + out, 4, 4)
+        clean = dit.unpatchify(CFG, clean_from_output(CFG.prediction, out, noisy, t1, ref.anchor), 4, 4)
         worst.append(float(jnp.abs(clean - latents[n]).max()))
     assert max(worst) < 1e-4, worst
 

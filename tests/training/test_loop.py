@@ -108,6 +108,17 @@ def test_a_longer_run_goes_on_from_the_shorter(straight, tmp_path):
     assert first == [r["first"] for r in records(straight[0]).values()][:8]  # the data went on, not from the start
 
 
+def test_every_so_many_steps_take_the_other_loss(tmp_path):
+    def other(params, batch, key):
+        value, metrics = toy_stage.loss(params, batch, key)
+        return value, metrics | {"first": jnp.float32(-1)}
+
+    run_stage(toy_stage.make(other_loss=other, other_every=3), config(steps=7), tmp_path)
+    assert [at for at, line in records(tmp_path).items() if line["first"] == -1] == [3, 6]
+    run_stage(toy_stage.make(), config(steps=7), tmp_path / "alone")
+    assert not [at for at, line in records(tmp_path / "alone").items() if line["first"] == -1]
+
+
 def test_frozen_leaves_stay(tmp_path):
     def frozen(params):
         return {"layer": {"kernel": False, "bias": True}}
