@@ -129,6 +129,8 @@ class Pipeline:
         for name, value in asked.items():
             if value is not None and value != trained[name]:
                 raise InputError(f"{name}: this model was distilled for {trained[name]}, found {value}")
+        if seconds is not None and not 0 < seconds < float("inf"):
+            raise InputError(f"seconds: expected a positive length, found {seconds}")
         tracks = [np.zeros(0, np.float32) if x is None else load_audio(x) for x in (audio, listen)]
         samples = max(len(track) for track in tracks) if seconds is None else round(seconds * SAMPLE_RATE)
         if not samples:
@@ -187,7 +189,7 @@ class Stream:
         self._state = generator.set_prompt(self.pipeline.config, self.pipeline.params, self._state, self._ids(prompt))
 
     def step(
-        self, speak: Float[np.ndarray, " n"] | None = None, listen: Float[np.ndarray, " n"] | None = None
+        self, speak: Float[np.ndarray, " n"] | None = None, listen: Float[np.ndarray, " m"] | None = None
     ) -> Chunk:
         """The next chunk. Tracks shorter than a chunk are padded with silence; None is silence."""
         began = time.perf_counter()
@@ -195,7 +197,8 @@ class Stream:
         for track in (speak, listen):
             padded = np.zeros(self._samples, np.float32)
             if track is not None:
-                padded[: min(len(track), self._samples)] = np.asarray(track, np.float32)[: self._samples]
+                # A value that is no number would stay in the cache for good.
+                padded[: min(len(track), self._samples)] = np.nan_to_num(np.float32(track)[: self._samples])
             tracks.append(padded[None])
             active.append(float(np.sqrt(np.mean(padded**2))) > SPEECH_FLOOR)
         self._state, frames = generator.chunk_step(self.pipeline.config, self.pipeline.params, self._state, *tracks)

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 
-def save_sheet(path: str | Path, rows: list[UInt8[np.ndarray, "frames h w 3"]]) -> None:
+def save_sheet(path: str | Path, rows: list[UInt8[np.ndarray, "_ h w 3"]]) -> None:
     """Writes ``rows`` of equally sized frames as one PNG, aside and then renamed; short rows are padded white."""
     width = max(len(row) for row in rows)
     lines = []
