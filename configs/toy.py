@@ -18,7 +18,15 @@ def get_config() -> Config:
     return Config(
         name="toy",
         stages={
-            "vae": {"steps": 2000, "batch": 16, "learning_rate": 2e-3, "mouth": 3.0, "eyes": 3.0, "ema": 0.995},
+            "vae": {
+                "steps": 8000,
+                "batch": 16,
+                "learning_rate": 6e-3,
+                "mouth": 5.0,
+                "eyes": 3.0,
+                "ema": 0.999,
+                "dtype": "bfloat16",
+            },
             "base.speak": {**dit, "steps": 250, "kinds": ("speak", "idle")},
             "base.listen": {**dit, "steps": 300, "warmup": 20},
             "base.identity": {**dit, "steps": 100, "warmup": 20, "extra_references": 0.3},

@@ -21,11 +21,10 @@ class VAEConfig:
     """The toy causal video VAE: 4x in time, 8x in space (``models/vae/toy.py``)."""
 
     channels: int = 96  # latent channels
-    width_fine: int = 48  # channels at a quarter of the resolution
-    width_coarse: int = 128  # channels at an eighth
-    encoder_blocks: int = 1  # residual blocks at each resolution
-    decoder_blocks: int = 3
-    noise: float = 0.1  # fixed posterior standard deviation
+    width: int = 192  # of the residual blocks
+    encoder_blocks: int = 2
+    decoder_blocks: int = 4
+    noise: float = 0.05  # fixed posterior standard deviation
     kl: float = 1e-4  # weight of the posterior mean's square: keeps the latent's scale near one
 
 
@@ -131,6 +130,7 @@ class TrainConfig:
     crops_per_clip: int = 4
     init: str = ""  # start from this stage's weights instead of the one before; "scratch" for none
     dtype: str = "float32"  # of the computation; weights and optimiser stay float32
+    unroll: bool = False  # write out the scan over blocks: a tenth faster on CPU, slower to compile
     data_threads: int = 2
     kinds: tuple[str, ...] = ()  # clip kinds of the mixture; none: all
     extra_references: float = 0.0  # share of clips that show view and expression references

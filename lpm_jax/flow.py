@@ -8,10 +8,11 @@ r"""Flow matching: the forward process, what the network predicts, and the loss.
     "velocity":  v = F                         x_0 = x_t - t F
     "clean":     x_0 = m + F                   v   = (x_t - x_0) / t
 
-where ``m = anchor + k (x_t - (1 - t) anchor)``, ``k = (1 - t) / ((1 - t)^2 + t^2)``, is what is best without a network
-if ``x_0`` were Gaussian with unit variance around ``anchor``, the clean global reference (preconditioning as in Karras
-et al. 2022). A character that does not move is right from the first step; without the ``k`` term a network as narrow as
-the toy's needs long only to pass its input through. Large models use "velocity" and no anchor.
+where ``m = anchor + k (x_t - (1 - t) anchor)``, ``k = (1 - t) s / ((1 - t)^2 s + t^2)``, is what is best without a
+network if ``x_0`` were Gaussian with variance ``s`` (per channel, measured) around ``anchor``, the clean global reference
+(preconditioning as in Karras et al. 2022). A character that does not move is right from the first step; without the
+``k`` term a network as narrow as the toy's needs long only to pass its input through. Large models use "velocity" and
+no anchor.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ def add_noise(clean: Array, noise: Array, level: Array) -> Array:
 
 
 def clean_from_output(
-    prediction: str, output: Array, noisy: Array, level: Float[Array, "b frames"], anchor: Array
+    prediction: str, output: Array, noisy: Array, level: Float[Array, "b frames"], anchor: Array, variance: Array
 ) -> Array:
-    """The network's estimate of ``x_0``."""
+    """The network's estimate of ``x_0``; ``variance`` belongs to the last axis, or to equal parts of it."""
     t = level.reshape(*level.shape, *(1,) * (noisy.ndim - level.ndim)).astype(noisy.dtype)
     if prediction == "clean":
         anchor = anchor.astype(output.dtype)
-        gain = (1 - t) / (jnp.square(1 - t) + jnp.square(t))
+        s = jnp.tile(variance.astype(noisy.dtype), noisy.shape[-1] // variance.shape[-1])
+        gain = (1 - t) * s / (jnp.square(1 - t) * s + jnp.square(t))
         return anchor + gain * (noisy - (1 - t) * anchor) + output
     return noisy - t * output
 

@@ -13,6 +13,7 @@ def draw(seed: int, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+VARIANCE = jnp.array([0.1, 0.5, 1.0, 2.0, 1.5])
 CLEAN, NOISE = draw(0, 2, 3, 4, 5), draw(1, 2, 3, 4, 5)
 
 
@@ -30,13 +31,14 @@ def test_both_predictions_name_the_same_clean_frame():
     """Velocity v = noise - x_0 and the offset of x_0 from its Gaussian estimate lead to x_0."""
     level = jnp.array([[0.1, 0.5, 1.0], [0.9, 0.3, 0.7]])
     noisy, anchor = add_noise(CLEAN, NOISE, level), draw(2, 2, 1, 4, 5)
-    from_velocity = clean_from_output("velocity", NOISE - CLEAN, noisy, level, anchor)
+    from_velocity = clean_from_output("velocity", NOISE - CLEAN, noisy, level, anchor, VARIANCE)
     t = np.asarray(level)[..., None, None]
-    around = anchor + (1 - t) / ((1 - t) ** 2 + t**2) * (noisy - (1 - t) * anchor)
-    from_clean = clean_from_output("clean", CLEAN - around, noisy, level, anchor)
+    s = np.asarray(VARIANCE)
+    around = anchor + (1 - t) * s / ((1 - t) ** 2 * s + t**2) * (noisy - (1 - t) * anchor)
+    from_clean = clean_from_output("clean", CLEAN - around, noisy, level, anchor, VARIANCE)
     np.testing.assert_allclose(from_velocity, CLEAN, atol=1e-5)
     np.testing.assert_allclose(from_clean, CLEAN, atol=1e-5)
-    pure = clean_from_output("clean", jnp.zeros_like(CLEAN), NOISE, jnp.ones((2, 3)), anchor)
+    pure = clean_from_output("clean", jnp.zeros_like(CLEAN), NOISE, jnp.ones((2, 3)), anchor, VARIANCE)
     np.testing.assert_allclose(pure, jnp.broadcast_to(anchor, pure.shape), atol=1e-6)  # noise alone says nothing
     # And back: the velocity of the clean prediction is dx_t / dt.
     velocity = (noisy - from_clean) / level[..., None, None]

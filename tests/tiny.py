@@ -15,7 +15,7 @@ from lpm_jax.models.vae import toy
 CONFIG = Config(
     name="tiny",
     size=32,
-    vae=VAEConfig(channels=8, width_fine=8, width_coarse=16, encoder_blocks=1, decoder_blocks=1),
+    vae=VAEConfig(channels=8, width=16, encoder_blocks=1, decoder_blocks=1),
     audio=AudioConfig(bands=6, width=16),
     text=TextConfig(vocabulary=64, tokens=8, width=16),
     dit=DiTConfig(
@@ -36,10 +36,12 @@ def fill(shapes, seed: int = 0):
         value = rng.normal(size=x.shape)
         if name == "kernel":
             value /= np.sqrt(np.prod(x.shape[-2:-1] if x.ndim < 5 else x.shape[:-1]))
-        elif name in ("gain", "scale", "std"):
+        elif name in ("gain", "scale", "std", "variance"):
             value = 1 + 0.2 * np.abs(value)
-        elif name in ("bias", "mean"):
+        elif name in ("bias", "mean", "centre"):
             value *= 0.1
+        elif name == "basis":
+            value = np.linalg.qr(value)[0]
         return jnp.asarray(value, x.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, shapes)
@@ -47,7 +49,7 @@ def fill(shapes, seed: int = 0):
 
 @functools.cache
 def params(config: Config = CONFIG, seed: int = 0) -> dict:
-    """Random weights of the whole model and its autoencoder: ``{"dit", "text", "speak", "listen", "vae"}``."""
+    """Random weights of the whole model and its autoencoder: ``{"dit", "text", "speak", "listen", "prior", "vae"}``."""
     vae = jax.eval_shape(lambda: toy.init(config.vae, jax.random.key(0)))
     return fill(conditions.abstract(config) | {"vae": vae}, seed)
 

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float
 
 from lpm_jax.config import DiTConfig
 from lpm_jax.nn.attention import attention
+from lpm_jax.nn.linear import Dense, modulate
 from lpm_jax.nn.rope import rotate
 
 KINDS = ("speak", "listen")  # even, odd
@@ -86,19 +87,6 @@ class RMSNorm(nn.Module):
 XAVIER = nn.initializers.xavier_uniform()
 
 
-class Dense(nn.Module):
-    """A linear layer on its input as a matrix: so XLA on CPU takes the weight's gradient twice as fast."""
-
-    features: int
-    kernel_init: Any = nn.initializers.lecun_normal()
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b features"]:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features)).astype(x.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
-        return (x.reshape(-1, x.shape[-1]) @ kernel + bias).reshape(*x.shape[:-1], self.features)
-
-
 class Block(nn.Module):
     """One transformer block; ``kind`` only names the audio it reads, all blocks have the same parameters."""
 
@@ -131,12 +119,12 @@ class Block(nn.Module):
             return y.reshape(b, -1, cfg.heads, cfg.head_dim)
 
         table = self.param("modulation", nn.initializers.normal(d**-0.5), (6, d))
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(time + table.astype(time.dtype), 2, 0)[
-            :, :, :, None
-        ]
+        modulation = time + table.astype(time.dtype)
+        shift1, scale1, gate1, shift2, scale2, gate2 = (modulation[:, :, i] for i in range(6))
+        zero = jnp.zeros_like(shift1)
 
         # ---- self-attention over context, video and references
-        y = layer_norm(x, cfg.eps) * (1 + scale1) + shift1
+        y = modulate(layer_norm(x, cfg.eps), scale1, shift1)
         q = heads(RMSNorm(cfg.eps, name="norm_q")(dense("q")(y)))
         k = heads(RMSNorm(cfg.eps, name="norm_k")(dense("k")(y)))
         v = heads(dense("v")(y))
@@ -145,7 +133,7 @@ class Block(nn.Module):
             keys = jnp.concatenate([rotate(context.k, positions.context), keys], axis=1)
             values = jnp.concatenate([context.v, values], axis=1)
         y = attention(rotate(q, positions.own), keys, values, positions.mask, self.implementation)
-        x = x + dense("o")(y.reshape(b, f, n, d)) * gate1
+        x = x + modulate(dense("o")(y.reshape(b, f, n, d)), gate1 - 1, zero)
 
         # ---- text and audio cross-attention, summed; video only
         if video:
@@ -165,9 +153,9 @@ class Block(nn.Module):
             x = jnp.concatenate([clip, x[:, video:]], axis=1)
 
         # ---- feed-forward
-        y = layer_norm(x, cfg.eps) * (1 + scale2) + shift2
+        y = modulate(layer_norm(x, cfg.eps), scale2, shift2)
         y = dense("ffn_out")(nn.gelu(dense("ffn_in", cfg.ffn)(y), approximate=True))
-        return x + y * gate2, (k, v)
+        return x + modulate(y, gate2 - 1, zero), (k, v)
 
 
 def time_features(levels: Float[Array, "*b"], dim: int) -> Float[Array, "*b dim"]:
@@ -269,6 +257,7 @@ def forward(
     write_at: Any = None,
     implementation: str | None = None,
     remat: bool = False,
+    unroll: bool = False,
 ) -> tuple[Float[Array, "b video tokens pc"], Cache | None]:
     """The network's output for ``f`` latent frames of patches, the first ``video`` video and the rest references.
 
@@ -277,6 +266,7 @@ def forward(
     ``positions.mask`` say where they stand and which count), and, if ``write_at`` is given, stores its own keys and
     values from that slot on. The scan only reads the cache and stacks what is new; one update after it writes all
     layers, in place when donated (an update inside the scan makes XLA copy the whole cache in every iteration).
+    ``unroll`` writes the scan out: gradients need no copies of each layer's activations, but compiling takes longer.
     """
     b, f, n, _ = patches.shape
     x, t, e, text = Embed(config).apply({"params": params["embed"]}, patches, levels, conditions.text)
@@ -300,7 +290,7 @@ def forward(
     if remat:
         pair = jax.checkpoint(pair, prevent_cse=False)
     pairs = config.depth // 2
-    x, new = jax.lax.scan(pair, x, (params["blocks"], jnp.arange(pairs)))
+    x, new = jax.lax.scan(pair, x, (params["blocks"], jnp.arange(pairs)), unroll=unroll)
     if write_at is not None:
         shape = (pairs, len(KINDS), b, f, n, config.heads, config.head_dim)
         at = (0, 0, 0, write_at, 0, 0, 0)

@@ -88,8 +88,12 @@ class Denoiser:
         cfg = self.config.dit
         x = jnp.concatenate([noisy, self.references], axis=1)
         levels = jnp.concatenate([level, jnp.zeros((level.shape[0], self.references.shape[1]))], axis=1)
-        out, _ = dit.forward(cfg, self.params["dit"], x, levels, self.frames, self.conditions, self.positions)
-        return clean_from_output(cfg.prediction, out, noisy, level, self.anchor)
+        unroll = self.config.train.unroll
+        out, _ = dit.forward(
+            cfg, self.params["dit"], x, levels, self.frames, self.conditions, self.positions, unroll=unroll
+        )
+        variance = self.params["prior"]["variance"]
+        return clean_from_output(cfg.prediction, out, noisy, level, self.anchor, variance)
 
 
 def make_loss(config: Config, causal: bool, share: float):
@@ -169,6 +173,8 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
     )
     source = latents.LatentSource(latents.build(config, vae, "train", workdir), train.kinds)
     held_out = latents.LatentSource(latents.build(config, vae, "held_out", workdir))
+    if before == "scratch":
+        params["prior"]["variance"] = jnp.asarray(latents.variance_around_reference(source))
     from lpm_jax.training.validation import Validator
 
     return Stage(
@@ -181,4 +187,5 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         other_every=train.whole_every,
         validate=Validator(config, causal, vae, held_out, window),
         finish=lambda weights: weights,
+        frozen=lambda params: {name: jax.tree.map(lambda _, n=name: n == "prior", p) for name, p in params.items()},
     )

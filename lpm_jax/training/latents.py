@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -49,6 +50,17 @@ class LatentSource:
 
     def __repr__(self) -> str:  # Grain keeps this with a saved iterator and compares it on restore
         return f"LatentSource({self.directory.name}, {len(self)})"
+
+
+def variance_around_reference(source: LatentSource, clips: int = 200) -> np.ndarray:
+    """Mean square per channel of a clip's latents against its global reference, over up to ``clips`` clips."""
+    rows = np.linspace(0, len(source) - 1, min(clips, len(source))).astype(int)
+    squares = []
+    for i in rows:
+        clip = source[int(i)]
+        difference = clip["latents"].astype(np.float32) - clip["references"][0].astype(np.float32)
+        squares.append(np.mean(difference**2, axis=(0, 1, 2)))
+    return np.mean(squares, axis=0)
 
 
 def fingerprint(weights: dict, source) -> str:
@@ -110,7 +122,10 @@ def build(config: Config, weights: dict, split: str, workdir: Path) -> Path:
     aside = directory.with_name(directory.name + f".incomplete-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
+    # The networks in half precision: they only correct the linear code, and this pass takes minutes.
+    encoder = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), weights["encoder"])
     encode = jax.jit(lambda weights, video: toy.encode(config.vae, weights, toy.to_unit(video))[0])
+    weights = weights | {"encoder": encoder}
     padded = 16  # pictures go through in one fixed batch, so that nothing is compiled twice
 
     def run(video: np.ndarray) -> np.ndarray:

@@ -53,10 +53,25 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
             adam_b2=0.99,
             muon_weight_dimension_numbers=muon_dimensions,
             consistent_rms=0.2,
+            mu_dtype=config.dtype,
         )
+        rule = kernels_in(rule, config.dtype)
     else:
         rule = optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay)
     return optax.chain(optax.clip_by_global_norm(config.clip), rule)
+
+
+def kernels_in(rule: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
+    """``rule`` given the gradients of kernels in ``dtype``: Muon's iteration runs in it (bfloat16, as published)."""
+
+    def cast(tree, to):
+        return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(to) if path[-1].key == "kernel" else x, tree)
+
+    def update(updates, state, params=None):
+        updates, state = rule.update(cast(updates, dtype), state, params)
+        return cast(updates, jnp.float32), state
+
+    return optax.GradientTransformation(rule.init, update)
 
 
 def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:

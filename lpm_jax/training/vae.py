@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipeline.loader import RegionWeights, pixel_batches
+from data_pipeline.loader import RegionWeights, group_max, pixel_batches, weight_map
 from data_pipeline.performers.builder import open_split
 from data_pipeline.schema import PARAM_INDEX, REGIONS
 from data_pipeline.video import decode_mp4
@@ -32,19 +32,15 @@ def make_stage(config: Config, data_dir: str) -> Stage:
     weights = RegionWeights(train.mouth, train.eyes, train.face)
 
     def loss(params, batch, key):
-        video = toy.to_unit(batch["video"])
-        dtype = jnp.dtype(train.dtype)
-        cast = jax.tree.map(lambda p: p.astype(dtype), params)
-        z, _ = toy.encode(cfg, cast, video.astype(dtype))
-        noisy = z + cfg.noise * jax.random.normal(key, z.shape, dtype)
-        decoded, _ = toy.decode(cfg, cast, noisy)
-        error = jnp.square(decoded.astype(jnp.float32) - video)
-        weight = jnp.repeat(jnp.repeat(batch["weights"], 8, -1), 8, -2)  # cells -> pixels
-        weight = jnp.concatenate([weight[:, :1], jnp.repeat(weight[:, 1:], toy.GROUP, 1)], 1)[..., None]
-        mse = jnp.mean(error)
-        weighted = jnp.sum(error * weight) / jnp.sum(weight) / 3
-        kl = 0.5 * jnp.mean(jnp.square(z.astype(jnp.float32)))
-        return weighted + cfg.kl * kl, {"mse": mse, "latent_rms": jnp.sqrt(2 * kl)}
+        cells = toy.pack(toy.group_frames(toy.to_unit(batch["video"])))
+        nets = {k: jax.tree.map(lambda p: p.astype(train.dtype), params[k]) for k in ("encoder", "decoder")}
+        params = params | nets
+        z = toy.encode_cells(cfg, params, cells, {})
+        noisy = z + cfg.noise * jax.random.normal(key, z.shape)
+        error = jnp.mean(jnp.square(toy.decode_cells(cfg, params, noisy, {}) - cells), axis=-1)
+        weighted = jnp.sum(error * batch["weights"]) / jnp.sum(batch["weights"])
+        square = jnp.mean(jnp.square(z))
+        return weighted + 0.5 * cfg.kl * square, {"mse": jnp.mean(error), "latent_rms": jnp.sqrt(square)}
 
     @jax.jit
     def roundtrip(params, video):
@@ -70,7 +66,7 @@ def make_stage(config: Config, data_dir: str) -> Stage:
             )
             total, square, n = total + z.sum(0), square + (z**2).sum(0), n + len(z)
         mean = total / n
-        std = np.sqrt(square / n - mean**2) + 1e-4
+        std = np.full_like(mean, np.sqrt(np.mean(square / n - mean**2)))  # one for all: channels keep proportions
         return params | {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
 
     data = pixel_batches(
@@ -85,15 +81,27 @@ def make_stage(config: Config, data_dir: str) -> Stage:
     )
     return Stage(
         name="vae",
-        params=toy.init(cfg, jax.random.key(train.seed)),
+        params=toy.with_basis(toy.init(cfg, jax.random.key(train.seed)), *cell_statistics(source, weights)),
         data=data,
         loss=loss,
         validate=validate,
         finish=finish,
-        frozen=lambda params: {
-            name: jax.tree.map(lambda _, n=name: n in ("mean", "std"), p) for name, p in params.items()
-        },
+        frozen=lambda params: {name: jax.tree.map(lambda _, n=name: n in toy.FIXED, p) for name, p in params.items()},
     )
+
+
+def cell_statistics(source, weights: RegionWeights, clips: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of the cells of ``clips`` clips, cells weighted by their region as in the loss."""
+    total, outer, n = 0.0, 0.0, 0.0
+    for i in np.linspace(0, len(source) - 1, min(clips, len(source))).astype(int):
+        record = source[int(i)]
+        frames = decode_mp4(record["video"])
+        cells = np.asarray(toy.pack(toy.group_frames(toy.to_unit(frames[None]))))[0]
+        weight = group_max(weight_map(record["regions"], cells.shape[1], weights)).reshape(-1, 1)
+        cells = cells.reshape(-1, toy.CELL)
+        total, outer, n = total + (weight * cells).sum(0), outer + cells.T @ (weight * cells), n + weight.sum()
+    mean = total / n
+    return mean, outer / n - np.outer(mean, mean)
 
 
 def reconstruction_scores(roundtrip, source, clips: int) -> dict[str, float]:

@@ -142,3 +142,34 @@ def test_pixels_survive_the_unit_scale():
     assert (unit[0], unit[255]) == (-1, 1)
     np.testing.assert_array_equal(toy.to_pixels(unit), every)
     np.testing.assert_array_equal(toy.to_pixels(jnp.array([-3.0, 7.0])), [0, 255])
+
+
+def test_basis_of_its_own_cells_is_the_best_linear_code():
+    """With silent networks the autoencoder is principal components: what lies in their span comes back."""
+    rng = np.random.default_rng(0)
+    directions = np.linalg.qr(rng.normal(size=(toy.CELL, CFG.channels)))[0]
+    strength = 2.0 ** -np.arange(CFG.channels)
+    codes = rng.normal(size=(5000, CFG.channels)) * strength
+    centre = rng.normal(size=toy.CELL) * 0.1
+    cells = codes @ directions.T + centre
+    params = toy.init(CFG, jax.random.key(0))
+    params = toy.with_basis(params, cells.mean(0), np.cov(cells.T))
+    for part in ("encoder", "decoder"):
+        params[part]["out"] = jax.tree.map(jnp.zeros_like, params[part]["out"])
+    x = jnp.asarray(cells[:4].reshape(1, 1, 2, 2, toy.CELL), jnp.float32)
+    z = toy.encode_cells(CFG, params, x, {})
+    np.testing.assert_allclose(toy.decode_cells(CFG, params, z, {}), x, atol=1e-3)
+    # Variances fall as the square root of the components' own, and are one on average.
+    many = jnp.asarray(cells.reshape(1, 1, 50, 100, toy.CELL), jnp.float32)
+    variance = np.asarray(jnp.var(toy.encode_cells(CFG, params, many, {}), axis=(0, 1, 2, 3)))[: CFG.channels]
+    np.testing.assert_allclose(variance / variance[0], strength[: CFG.channels], rtol=0.1)
+    assert variance.mean() == pytest.approx(1.0, rel=0.05)
+
+
+def test_pack_and_unpack(video):
+    groups = toy.group_frames(video)
+    cells = toy.pack(groups)
+    assert cells.shape == (2, 4, 2, 2, toy.CELL)
+    np.testing.assert_array_equal(toy.unpack(cells), groups)
+    # One cell holds the 8 x 8 pixels of its place.
+    assert set(np.asarray(cells[0, 1, 0, 1]).tolist()) == set(np.asarray(groups[0, 1, :, :8, 8:]).ravel().tolist())

@@ -96,6 +96,7 @@ class Reference:
         self.latents = encoded[:, 0][None]
         self.references = dit.patchify(CFG, self.latents)
         self.anchor = self.references[:, 1:2]
+        self.variance = self.params["prior"]["variance"]
         self.valid = jnp.array([VALID])
         self.reference_times = conditions.reference_times(CFG, jnp.array([KINDS]))
 
@@ -139,7 +140,7 @@ def test_stream_equals_the_block_causal_model(reference, latents):
         levels = jnp.concatenate([jnp.repeat(levels, STREAM.chunk), jnp.zeros(REFS)])[None]
         patches = jnp.concatenate([video, ref.references], axis=1)
         out, _ = dit.forward(CFG, ref.params["dit"], patches, levels, count, told, positions)
-        return clean_from_output(CFG.prediction, out, video, levels[:, :count], ref.anchor)
+        return clean_from_output(CFG.prediction, out, video, levels[:, :count], ref.anchor, ref.variance)
 
     t0, t1 = STREAM.levels
     video, noise, worst = jnp.zeros((1, count, TOKENS, DIM)), ref.noise(), 0.0
@@ -220,11 +221,11 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
         }
         t0, t1 = (jnp.full((1, STREAM.chunk), level) for level in STREAM.levels)
         out, _ = step(noise[n][0], t0, **arguments)
-        clean = clean_from_output(CFG.prediction, out, noise[n][0], t0, ref.anchor)
+        clean = clean_from_output(CFG.prediction, out, noise[n][0], t0, ref.anchor, ref.variance)
         noisy = add_noise(clean, noise[n][1], t1)
         out, new = step(noisy, t1, **arguments)
         kept.append(new)
-        clean = dit.unpatchify(CFG, clean_from_output(CFG.prediction, out, noisy, t1, ref.anchor), 4, 4)
+        clean = dit.unpatchify(CFG, clean_from_output(CFG.prediction, out, noisy, t1, ref.anchor, ref.variance), 4, 4)
         worst.append(float(jnp.abs(clean - latents[n]).max()))
     assert max(worst) < 1e-4, worst
 

@@ -2,8 +2,17 @@
 
 A clip of ``4 k + 1`` frames becomes ``k + 1`` latent frames. Frames are packed in groups of four; the first frame is
 repeated to fill a group of its own, so one network serves pictures (references) and video, and its decoded group's
-last frame is the picture. Inside, space-to-depth moves pixels and time into channels, residual blocks work at a
-quarter and an eighth of the resolution, and a few convolutions look one group back in time.
+last frame is the picture. A *cell* is 8 x 8 pixels of a group, 768 numbers.
+
+Encoder and decoder are a linear map of single cells plus a network of 3 x 3 residual blocks over cells, some of which
+look one group back in time:
+
+    z = scale (B^T cell) + net(cells)            cell' = B (z / scale) + net'(z's)
+
+``B`` is the principal basis of training cells (:func:`with_basis`) and stays fixed, so the latent keeps what makes
+principal components easy to diffuse: channels ordered from coarse to fine, with variances that fall accordingly
+(``scale`` takes the fourth root of each component's variance out, a compromise between pixels and whitening; compare
+Skorokhodov et al. 2025, "Improving the Diffusability of Autoencoders", arXiv 2502.14831).
 
 Every 3-D convolution is written as a sum of 2-D ones over shifted groups,
 
@@ -12,8 +21,8 @@ Every 3-D convolution is written as a sum of 2-D ones over shifted groups,
 which XLA runs four times faster on CPU than its own 3-D kernel. What a convolution needs of the past is its *state*:
 :func:`encode` and :func:`decode` take and return it, so a video processed chunk by chunk equals the full pass.
 
-The posterior has a fixed standard deviation (``VAEConfig.noise``), hence a KL term that is the squared mean; there is
-no PCA skip and the reconstruction loss is plain MSE, as our own measurements preferred.
+The posterior has a fixed standard deviation (``VAEConfig.noise``), hence a KL term that is the squared mean; the
+reconstruction loss is plain MSE.
 """
 
 from __future__ import annotations
@@ -21,14 +30,21 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from lpm_jax.config import VAEConfig
+from lpm_jax.nn.conv import conv3x3
+from lpm_jax.nn.linear import Dense
 
 GROUP = 4  # video frames per latent frame
 STRIDE = 8  # pixels per latent cell, each side
+CELL = STRIDE * STRIDE * GROUP * 3  # numbers in a cell
 State = dict[str, Array]
+
+
+SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
 
 
 def space_to_depth(x: Float[Array, "*b h w c"], n: int) -> Float[Array, "*b hn wn cnn"]:
@@ -66,9 +82,7 @@ class CausalConv(nn.Module):
         y = 0.0
         for k in range(self.taps):  # kernel[k] meets the group k steps back
             frames = x[:, self.taps - 1 - k : self.taps - 1 - k + t].reshape(b * t, h, w, c)
-            y = y + jax.lax.conv_general_dilated(
-                frames, kernel[k], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
+            y = y + conv3x3(frames, kernel[k])
         return (y + bias.astype(x.dtype)).reshape(b, t, h, w, self.features)
 
 
@@ -92,56 +106,78 @@ class Residual(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Cells ``[b, t, h8, w8, 768]`` to the network's part of the latent."""
+
     config: VAEConfig
 
     @nn.compact
-    def __call__(self, groups: Float[Array, "b t 4 h w 3"], state: State) -> Float[Array, "b t h8 w8 c"]:
+    def __call__(self, cells: Float[Array, "b t h8 w8 cell"], state: State) -> Float[Array, "b t h8 w8 c"]:
         cfg = self.config
-        b, t, g, h, w, c = groups.shape
-        x = jnp.moveaxis(groups, 2, 4).reshape(b, t, h, w, g * c)
-        x = space_to_depth(x, 4)
-        x = CausalConv(cfg.width_fine, name="conv_in")(x, state)
+        x = Dense(cfg.width, name="in")(cells)
         for i in range(cfg.encoder_blocks):
-            x = Residual(cfg.width_fine, name=f"fine{i}")(x, state)
-        x = CausalConv(cfg.width_coarse, name="down")(space_to_depth(x, 2), state)
-        for i in range(cfg.encoder_blocks):
-            x = Residual(cfg.width_coarse, taps=2 if i == 0 else 1, name=f"coarse{i}")(x, state)
-        gain = self.param("gain", nn.initializers.ones, (cfg.width_coarse,))
-        return CausalConv(cfg.channels, name="conv_out")(nn.silu(channel_norm(x, gain)), state)
+            x = Residual(cfg.width, taps=2 if i == 0 else 1, name=f"block{i}")(x, state)
+        gain = self.param("gain", nn.initializers.ones, (cfg.width,))
+        return Dense(cfg.channels, SMALL, name="out")(nn.silu(channel_norm(x, gain)))
 
 
 class Decoder(nn.Module):
+    """The latent to the network's part of the cells."""
+
     config: VAEConfig
 
     @nn.compact
-    def __call__(self, z: Float[Array, "b t h8 w8 c"], state: State) -> Float[Array, "b t 4 h w 3"]:
+    def __call__(self, z: Float[Array, "b t h8 w8 c"], state: State) -> Float[Array, "b t h8 w8 cell"]:
         cfg = self.config
-        x = CausalConv(cfg.width_coarse, taps=2, name="conv_in")(z, state)
+        x = Dense(cfg.width, name="in")(z)
         for i in range(cfg.decoder_blocks):
-            x = Residual(cfg.width_coarse, taps=2 if i == 0 else 1, name=f"coarse{i}")(x, state)
-        x = depth_to_space(CausalConv(4 * cfg.width_fine, name="up")(x, state), 2)
-        for i in range(cfg.decoder_blocks):
-            x = Residual(cfg.width_fine, name=f"fine{i}")(x, state)
-        gain = self.param("gain", nn.initializers.ones, (cfg.width_fine,))
-        x = CausalConv(16 * GROUP * 3, name="conv_out")(nn.silu(channel_norm(x, gain)), state)
-        x = depth_to_space(x, 4)
-        b, t, h, w, _ = x.shape
-        return jnp.moveaxis(x.reshape(b, t, h, w, GROUP, 3), 4, 2)
+            x = Residual(cfg.width, taps=2 if i == 0 else 1, name=f"block{i}")(x, state)
+        gain = self.param("gain", nn.initializers.ones, (cfg.width,))
+        return Dense(CELL, SMALL, name="out")(nn.silu(channel_norm(x, gain)))
 
 
 def init(config: VAEConfig, key: Array) -> dict:
-    """Fresh parameters: ``{"encoder", "decoder", "mean", "std"}``; the last two normalise the latent, see below."""
-    k1, k2 = jax.random.split(key)
-    frames = jnp.zeros((1, 1, GROUP, 16, 16, 3))
+    """Fresh parameters: the networks, the linear part (``basis``, an arbitrary orthogonal one until
+    :func:`with_basis`, ``scale`` and ``centre``) and the latent's statistics ``mean`` and ``std``."""
+    k1, k2, k3 = jax.random.split(key, 3)
+    cells = jnp.zeros((1, 1, 2, 2, CELL))
     latent = jnp.zeros((1, 1, 2, 2, config.channels))
     return {
-        "encoder": Encoder(config).init(k1, frames, {})["params"],
+        "encoder": Encoder(config).init(k1, cells, {})["params"],
         "decoder": Decoder(config).init(k2, latent, {})["params"],
-        # Statistics of the posterior mean over training clips, measured when the stage ends; ``encode`` returns
-        # latents of zero mean and unit variance per channel, as the diffusion model wants them.
+        "basis": nn.initializers.orthogonal()(k3, (CELL, config.channels)),
+        "scale": jnp.ones((config.channels,)),
+        "centre": jnp.zeros((CELL,)),
+        # Measured over training clips when the stage ends; ``encode`` returns latents of zero mean per channel and
+        # unit variance over all channels, as the diffusion model wants them. Channels keep their proportions.
         "mean": jnp.zeros((config.channels,)),
         "std": jnp.ones((config.channels,)),
     }
+
+
+FIXED = ("basis", "scale", "centre", "mean", "std")  # parameters that no gradient changes
+
+
+def with_basis(params: dict, centre: Float[ArrayLike, " cell"], covariance: Float[ArrayLike, "cell cell"]) -> dict:
+    """``params`` with the principal basis of cells of this mean and covariance."""
+    channels = params["scale"].shape[0]
+    variance, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
+    variance, vectors = variance[::-1][:channels], vectors[:, ::-1][:, :channels]
+    scale = np.maximum(variance, 1e-8) ** -0.25
+    scale /= np.sqrt(np.mean(scale**2 * variance))  # unit variance over all channels
+    new = {"basis": vectors, "scale": scale, "centre": np.asarray(centre)}
+    return params | {name: jnp.asarray(x, jnp.float32) for name, x in new.items()}
+
+
+def pack(groups: Float[Array, "b t 4 h w 3"]) -> Float[Array, "b t h8 w8 cell"]:
+    """Groups of frames to cells."""
+    b, t, g, h, w, c = groups.shape
+    return space_to_depth(jnp.moveaxis(groups, 2, 4).reshape(b, t, h, w, g * c), STRIDE)
+
+
+def unpack(cells: Float[Array, "b t h8 w8 cell"]) -> Float[Array, "b t 4 h w 3"]:
+    """The inverse of :func:`pack`."""
+    x = depth_to_space(cells, STRIDE)
+    return jnp.moveaxis(x.reshape(*x.shape[:4], GROUP, 3), 4, 2)
 
 
 def group_frames(video: Float[Array, "b frames h w 3"], first: bool = True) -> Float[Array, "b groups 4 h w 3"]:
@@ -166,10 +202,19 @@ def encode(
 
     ``video`` is in -1..1. Returns the latents and the state that the next ``4 k`` frames continue from.
     """
-    groups = group_frames(video, first=state is None)
+    cells = pack(group_frames(video, first=state is None))
     state = {} if state is None else dict(state)
-    z = Encoder(config).apply({"params": params["encoder"]}, groups, state)
-    return (z - params["mean"]) / params["std"], state
+    return encode_cells(config, params, cells, state), state
+
+
+def encode_cells(
+    config: VAEConfig, params: dict, cells: Float[Array, "b t h8 w8 cell"], state: State
+) -> Float[Array, "b t h8 w8 c"]:
+    """:func:`encode` of packed groups; ``state`` is updated. The network computes in its weights' dtype."""
+    dtype = params["encoder"]["in"]["kernel"].dtype
+    z = ((cells - params["centre"]) @ params["basis"]) * params["scale"]
+    z = z + Encoder(config).apply({"params": params["encoder"]}, cells.astype(dtype), state)
+    return (z - params["mean"]) / params["std"]
 
 
 def decode(
@@ -178,11 +223,20 @@ def decode(
     """Frames in about -1..1 (not clipped): ``4 k + 1`` of them at the start of a video, else ``4 k``."""
     first = state is None
     state = {} if first else dict(state)
-    z = latents * params["std"] + params["mean"]
-    groups = Decoder(config).apply({"params": params["decoder"]}, z, state)
+    groups = unpack(decode_cells(config, params, latents, state))
     b, t, g, *rest = groups.shape
     frames = groups.reshape(b, t * g, *rest)
     return (frames[:, GROUP - 1 :] if first else frames), state
+
+
+def decode_cells(
+    config: VAEConfig, params: dict, latents: Float[Array, "b t h8 w8 c"], state: State
+) -> Float[Array, "b t h8 w8 cell"]:
+    """:func:`decode` before unpacking; ``state`` is updated. The network computes in its weights' dtype."""
+    dtype = params["decoder"]["in"]["kernel"].dtype
+    z = latents * params["std"] + params["mean"]
+    cells = (z / params["scale"]) @ params["basis"].T + params["centre"]
+    return cells + Decoder(config).apply({"params": params["decoder"]}, z.astype(dtype), state)
 
 
 def to_unit(frames: ArrayLike) -> Float[Array, "..."]:

@@ -1,0 +1,50 @@
+"""The 3 x 3 convolution, in the form that is fastest where it runs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def conv3x3(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c f"]) -> Float[Array, "n h w f"]:
+    """A convolution with zero padding.
+
+    In bfloat16 on CPU it is a matrix product over gathered neighbourhoods, gradients included: XLA's own convolution
+    there runs in float32 at a third (forward) to a sixth (gradients) of the speed on AMX cores.
+    """
+    if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        return _gathered(x, kernel)
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _neighbours(x: Array) -> Float[Array, "pixels gathered"]:
+    h, w = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    x = jnp.concatenate([x[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], axis=-1)
+    return lax.optimization_barrier(x.reshape(-1, x.shape[-1]))  # once in memory, not once per use
+
+
+def _product(x: Array, kernel: Array) -> Array:
+    f = kernel.shape[-1]
+    return (_neighbours(x) @ kernel.reshape(-1, f)).reshape(*x.shape[:-1], f)
+
+
+@jax.custom_vjp
+def _gathered(x: Array, kernel: Array) -> Array:
+    return _product(x, kernel)
+
+
+def _forward(x, kernel):
+    return _product(x, kernel), (x, kernel)
+
+
+def _backward(saved, g):
+    x, kernel = saved
+    dx = _product(g, kernel[::-1, ::-1].swapaxes(2, 3))
+    dk = jnp.einsum("bmf,bmk->fk", g.reshape(1, -1, g.shape[-1]), _neighbours(x)[None])
+    return dx, lax.optimization_barrier(dk).T.reshape(kernel.shape)  # else the transpose joins the product: slow
+
+
+_gathered.defvjp(_forward, _backward)
