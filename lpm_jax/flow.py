@@ -9,10 +9,10 @@ r"""Flow matching: the forward process, what the network predicts, and the loss.
     "clean":     x_0 = m + F                   v   = (x_t - x_0) / t
 
 where ``m = anchor + k (x_t - (1 - t) anchor)``, ``k = (1 - t) s / ((1 - t)^2 s + t^2)``, is what is best without a
-network if ``x_0`` were Gaussian with variance ``s`` (per channel, measured) around ``anchor``, the clean global reference
-(preconditioning as in Karras et al. 2022). A character that does not move is right from the first step; without the
-``k`` term a network as narrow as the toy's needs long only to pass its input through. Large models use "velocity" and
-no anchor.
+network if ``x_0`` were Gaussian with variance ``s`` (per channel, measured) around ``anchor``, the clean global
+reference (preconditioning as in Karras et al. 2022). A character that does not move is right from the first step;
+without the ``k`` term a network as narrow as the toy's needs long only to pass its input through. Large models use
+"velocity" and no anchor.
 """
 
 from __future__ import annotations

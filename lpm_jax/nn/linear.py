@@ -1,8 +1,8 @@
 """Linear layers and modulations whose gradients are as fast as they are.
 
 XLA's CPU backend hands a plain or a batched product to oneDNN (on AMX cores five times faster in bfloat16 than in
-float32), but not the transposed ones that automatic differentiation makes of it. Their gradients are written here in the
-forms that it does hand over. On other platforms nothing changes.
+float32), but not the transposed ones that automatic differentiation makes of it. Their gradients are written here in
+the forms that it does hand over. On other platforms nothing changes.
 """
 
 from __future__ import annotations

@@ -181,7 +181,8 @@ def chunk_step(
 ) -> tuple[StreamState, UInt8[Array, "b frames h w 3"]]:
     """The next chunk: ``chunk_samples(config)`` samples of each track at 24 kHz to ``4 * chunk`` frames.
 
-    ``params`` is ``{"dit", "text", "speak", "listen", "prior", "vae"}``. ``state`` is donated: use only the one returned.
+    ``params`` is ``{"dit", "text", "speak", "listen", "prior", "vae"}``. ``state`` is donated: use only
+    the one returned.
     """
     state, latents = latent_step(config, params, state, speak, listen)
     frames, vae = toy.decode(config.vae, params["vae"], latents, state.vae)
