@@ -5,14 +5,15 @@ r"""Flow matching: the forward process, what the network predicts, and the loss.
 
 (Lipman et al. 2023; Wan 2.1's convention.) The network's output F is read as
 
-    "velocity":  v = F                         x_0 = x_t - t F
-    "clean":     x_0 = m + F                   v   = (x_t - x_0) / t
+    "velocity":  v = F(x_t)                  x_0 = x_t - t F
+    "clean":     x_0 = m + F(m)              v   = (x_t - x_0) / t
 
 where ``m = anchor + k (x_t - (1 - t) anchor)``, ``k = (1 - t) s / ((1 - t)^2 s + t^2)``, is what is best without a
 network if ``x_0`` were Gaussian with variance ``s`` (per channel, measured) around ``anchor``, the clean global
-reference (preconditioning as in Karras et al. 2022). A character that does not move is right from the first step;
-without the ``k`` term a network as narrow as the toy's needs long only to pass its input through. Large models use
-"velocity" and no anchor.
+reference (preconditioning as in Karras et al. 2022, with the reference for a mean). A character that does not move is
+right from the first step, and at ``t = 1`` the network looks at the character instead of at noise that says nothing:
+without that, one as narrow as the toy's cannot even learn a single batch at ``t = 1``. Large models use "velocity" and
+no anchor.
 """
 
 from __future__ import annotations
@@ -30,17 +31,27 @@ def add_noise(clean: Array, noise: Array, level: Array) -> Array:
     return (1 - t) * clean + t * noise
 
 
-def clean_from_output(
-    prediction: str, output: Array, noisy: Array, level: Float[Array, "b frames"], anchor: Array, variance: Array
-) -> Array:
-    """The network's estimate of ``x_0``; ``variance`` belongs to the last axis, or to equal parts of it."""
+def gaussian_estimate(noisy: Array, level: Float[Array, "b frames"], anchor: Array, variance: Array) -> Array:
+    """``m`` above; ``variance`` belongs to the last axis, or to equal parts of it."""
     t = level.reshape(*level.shape, *(1,) * (noisy.ndim - level.ndim)).astype(noisy.dtype)
+    s = jnp.tile(variance.astype(noisy.dtype), noisy.shape[-1] // variance.shape[-1])
+    gain = (1 - t) * s / (jnp.square(1 - t) * s + jnp.square(t))
+    return anchor + gain * (noisy - (1 - t) * anchor)
+
+
+def network_input(
+    prediction: str, noisy: Array, level: Float[Array, "b frames"], anchor: Array, variance: Array
+) -> Array:
+    """What the network is shown of ``x_t``."""
+    return gaussian_estimate(noisy, level, anchor, variance) if prediction == "clean" else noisy
+
+
+def clean_from_output(prediction: str, output: Array, shown: Array, level: Float[Array, "b frames"]) -> Array:
+    """The network's estimate of ``x_0`` from its output and what it was shown (:func:`network_input`)."""
     if prediction == "clean":
-        anchor = anchor.astype(output.dtype)
-        s = jnp.tile(variance.astype(noisy.dtype), noisy.shape[-1] // variance.shape[-1])
-        gain = (1 - t) * s / (jnp.square(1 - t) * s + jnp.square(t))
-        return anchor + gain * (noisy - (1 - t) * anchor) + output
-    return noisy - t * output
+        return shown + output
+    t = level.reshape(*level.shape, *(1,) * (shown.ndim - level.ndim)).astype(shown.dtype)
+    return shown - t * output
 
 
 def shift_level(level: Array, shift: float) -> Array:
@@ -64,10 +75,13 @@ def weighted_loss(
     truth: Float[Array, "b frames tokens d"],
     level: Float[Array, "b frames"],
     weight: Float[Array, "b frames tokens"],
+    channels: Float[Array, " c"],
     config: FlowConfig,
 ) -> tuple[Array, Array]:
-    """The velocity loss written in ``x_0``, ``|x_0 - truth|^2 / max(t, floor)^2``, and the plain error per frame."""
-    error = jnp.mean(jnp.square(clean.astype(jnp.float32) - truth.astype(jnp.float32)), axis=-1)
+    """The velocity loss written in ``x_0``, ``|x_0 - truth|^2 / max(t, floor)^2``, and the error per frame without the
+    noise level's and the tokens' weights. ``channels`` weighs the last axis, or equal parts of it."""
+    square = jnp.square(clean.astype(jnp.float32) - truth.astype(jnp.float32))
+    error = jnp.mean(square * jnp.tile(channels.astype(jnp.float32), square.shape[-1] // channels.shape[-1]), axis=-1)
     scale = 1.0 / jnp.square(jnp.maximum(level, config.loss_floor))
     loss = jnp.sum(error * weight * scale[..., None]) / jnp.sum(weight)
     return loss, jnp.mean(error, axis=-1)

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from lpm_jax.config import FlowConfig
-from lpm_jax.flow import add_noise, clean_from_output, sample_levels, shift_level, weighted_loss
+from lpm_jax.flow import (
+    add_noise,
+    clean_from_output,
+    gaussian_estimate,
+    network_input,
+    sample_levels,
+    shift_level,
+    weighted_loss,
+)
 
 
 def draw(seed: int, *shape: int) -> jax.Array:
@@ -31,20 +39,30 @@ def test_both_predictions_name_the_same_clean_frame():
     """Velocity v = noise - x_0 and the offset of x_0 from its Gaussian estimate lead to x_0."""
     level = jnp.array([[0.1, 0.5, 1.0], [0.9, 0.3, 0.7]])
     noisy, anchor = add_noise(CLEAN, NOISE, level), draw(2, 2, 1, 4, 5)
-    from_velocity = clean_from_output("velocity", NOISE - CLEAN, noisy, level, anchor, VARIANCE)
-    t = np.asarray(level)[..., None, None]
-    s = np.asarray(VARIANCE)
-    around = anchor + (1 - t) * s / ((1 - t) ** 2 * s + t**2) * (noisy - (1 - t) * anchor)
-    from_clean = clean_from_output("clean", CLEAN - around, noisy, level, anchor, VARIANCE)
+    from_velocity = clean_from_output("velocity", NOISE - CLEAN, noisy, level)
+    shown = network_input("clean", noisy, level, anchor, VARIANCE)
+    from_clean = clean_from_output("clean", CLEAN - shown, shown, level)
     np.testing.assert_allclose(from_velocity, CLEAN, atol=1e-5)
     np.testing.assert_allclose(from_clean, CLEAN, atol=1e-5)
-    pure = clean_from_output("clean", jnp.zeros_like(CLEAN), NOISE, jnp.ones((2, 3)), anchor, VARIANCE)
-    np.testing.assert_allclose(pure, jnp.broadcast_to(anchor, pure.shape), atol=1e-6)  # noise alone says nothing
+    assert network_input("velocity", noisy, level, anchor, VARIANCE) is noisy
     # And back: the velocity of the clean prediction is dx_t / dt.
     velocity = (noisy - from_clean) / level[..., None, None]
     np.testing.assert_allclose(velocity, NOISE - CLEAN, atol=1e-4)
     step = (add_noise(CLEAN, NOISE, level + 1e-2) - noisy) / 1e-2
     np.testing.assert_allclose(velocity, step, atol=1e-3)
+
+
+def test_gaussian_estimate():
+    """The posterior mean by hand: precision-weighted between the anchor and what the noisy frame says."""
+    level = jnp.array([[0.1, 0.5, 0.8], [0.9, 0.3, 0.7]])
+    noisy, anchor = add_noise(CLEAN, NOISE, level), draw(2, 2, 1, 4, 5)
+    t, s = np.asarray(level)[..., None, None], np.asarray(VARIANCE)
+    precision = 1 / s + (1 - t) ** 2 / t**2
+    mean = (anchor / s + (1 - t) / t**2 * noisy) / precision
+    np.testing.assert_allclose(gaussian_estimate(noisy, level, anchor, VARIANCE), mean, atol=1e-5)
+    pure = gaussian_estimate(NOISE, jnp.ones((2, 3)), anchor, VARIANCE)
+    np.testing.assert_allclose(pure, jnp.broadcast_to(anchor, pure.shape), atol=1e-6)  # noise alone says nothing
+    np.testing.assert_allclose(gaussian_estimate(CLEAN, jnp.zeros((2, 3)), anchor, VARIANCE), CLEAN, atol=1e-6)
 
 
 def test_shift():
@@ -58,7 +76,7 @@ def test_loss_by_hand():
     truth = jnp.array([0.0, 1.0, 0.0, 5.0]).reshape(1, 2, 2, 1)
     level = jnp.array([[0.1, 0.5]])
     weight = jnp.array([[[1.0, 2.0], [1.0, 4.0]]])
-    loss, error = weighted_loss(clean, truth, level, weight, FlowConfig(loss_floor=0.2))
+    loss, error = weighted_loss(clean, truth, level, weight, jnp.ones(1), FlowConfig(loss_floor=0.2))
     # Frame 0: (1 + 2 * 4) / 0.2^2 (the floor holds); frame 1: (0 + 4 * 9) / 0.5^2; eight weights in all.
     assert float(loss) == pytest.approx((9 / 0.04 + 36 / 0.25) / 8, rel=1e-5)
     np.testing.assert_allclose(error, [[(1 + 4) / 2, 9 / 2]])
@@ -67,14 +85,14 @@ def test_loss_by_hand():
 def test_loss_equals_the_velocity_loss_above_the_floor():
     level = jnp.array([[0.4, 0.5, 1.0], [0.9, 0.3, 0.7]])
     noisy, guess = add_noise(CLEAN, NOISE, level), draw(3, 2, 3, 4, 5)
-    loss, _ = weighted_loss(guess, CLEAN, level, jnp.ones((2, 3, 4)), FlowConfig(loss_floor=0.2))
+    loss, _ = weighted_loss(guess, CLEAN, level, jnp.ones((2, 3, 4)), jnp.ones(1), FlowConfig(loss_floor=0.2))
     velocity = (noisy - guess) / level[..., None, None]
     assert float(loss) == pytest.approx(float(jnp.mean((velocity - (NOISE - CLEAN)) ** 2)), rel=1e-4)
 
 
 def test_loss_is_float32_whatever_the_network_computes_in():
     half = (draw(0, 1, 1, 1, 1000) * 100).astype(jnp.bfloat16)
-    loss, error = weighted_loss(half, 0 * half, jnp.ones((1, 1)), jnp.ones((1, 1, 1)), FlowConfig())
+    loss, error = weighted_loss(half, 0 * half, jnp.ones((1, 1)), jnp.ones((1, 1, 1)), jnp.ones(1), FlowConfig())
     assert loss.dtype == error.dtype == jnp.float32
     np.testing.assert_allclose(loss, np.mean(np.asarray(half, np.float64) ** 2), rtol=1e-4)
 

@@ -36,7 +36,7 @@ def fill(shapes, seed: int = 0):
         value = rng.normal(size=x.shape)
         if name == "kernel":
             value /= np.sqrt(np.prod(x.shape[-2:-1] if x.ndim < 5 else x.shape[:-1]))
-        elif name in ("gain", "scale", "std", "variance"):
+        elif name in ("gain", "scale", "std", "variance", "weight"):
             value = 1 + 0.2 * np.abs(value)
         elif name in ("bias", "mean", "centre"):
             value *= 0.1

@@ -31,7 +31,8 @@ def init(config: Config, key: Array) -> dict:
         "text": TextEncoder(config.text).init(k2, ids)["params"],
         "speak": AudioEncoder(config.audio).init(k3, mel)["params"],
         "listen": AudioEncoder(config.audio).init(k4, mel)["params"],
-        "prior": {"variance": jnp.ones((config.dit.channels,))},  # of the latent around its reference, see flow.py
+        # Of the latent, per channel: its variance around the reference (flow.py) and what its error counts in the loss.
+        "prior": {"variance": jnp.ones((config.dit.channels,)), "weight": jnp.ones((config.dit.channels,))},
     }
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from lpm_jax.config import Config
-from lpm_jax.flow import add_noise, clean_from_output
+from lpm_jax.flow import add_noise, clean_from_output, network_input
 from lpm_jax.models import conditions, dit
 from lpm_jax.models.audio import FFT, STRIDE, TOKEN, branch, log_mel
 from lpm_jax.models.text import TextEncoder
@@ -153,11 +153,12 @@ def latent_step(
         noise = jax.random.normal(jax.random.fold_in(draw, i), clean.shape, clean.dtype)
         levels = jnp.full((b, chunk), level)
         noisy = add_noise(clean, noise, levels)
+        shown = network_input(cfg.prediction, noisy, levels, state.anchor, params["prior"]["variance"])
         last = i == len(stream.levels) - 1
         out, cache = dit.forward(
-            cfg, params["dit"], noisy, levels, chunk, told, positions, cache, refs + write if last else None
+            cfg, params["dit"], shown, levels, chunk, told, positions, cache, refs + write if last else None
         )
-        clean = clean_from_output(cfg.prediction, out, noisy, levels, state.anchor, params["prior"]["variance"])
+        clean = clean_from_output(cfg.prediction, out, shown, levels)
 
     keep = state.speak.shape[1]
     side = config.size // toy.STRIDE

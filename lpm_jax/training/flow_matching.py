@@ -16,12 +16,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from data_pipeline.loader import RegionWeights, Window, latent_batches
 from lpm_jax.checkpoint import load_weights
 from lpm_jax.config import Config
-from lpm_jax.flow import add_noise, clean_from_output, sample_levels, weighted_loss
+from lpm_jax.flow import add_noise, clean_from_output, network_input, sample_levels, weighted_loss
 from lpm_jax.models import conditions, dit
 from lpm_jax.training import latents
 from lpm_jax.training.loop import Stage
@@ -86,14 +87,14 @@ class Denoiser:
     def __call__(self, noisy: Array, level: Float[Array, "b frames"]) -> Array:
         """The estimate of ``x_0``."""
         cfg = self.config.dit
-        x = jnp.concatenate([noisy, self.references], axis=1)
+        shown = network_input(cfg.prediction, noisy, level, self.anchor, self.params["prior"]["variance"])
+        x = jnp.concatenate([shown, self.references], axis=1)
         levels = jnp.concatenate([level, jnp.zeros((level.shape[0], self.references.shape[1]))], axis=1)
         unroll = self.config.train.unroll
         out, _ = dit.forward(
             cfg, self.params["dit"], x, levels, self.frames, self.conditions, self.positions, unroll=unroll
         )
-        variance = self.params["prior"]["variance"]
-        return clean_from_output(cfg.prediction, out, noisy, level, self.anchor, variance)
+        return clean_from_output(cfg.prediction, out, shown, level)
 
 
 def make_loss(config: Config, causal: bool, share: float):
@@ -114,12 +115,12 @@ def make_loss(config: Config, causal: bool, share: float):
         }
         denoise = Denoiser(config, params, batch, keep, causal, drop)
         weight = take(weight, keep)
-        truth = denoise.truth
+        truth, channels = denoise.truth, params["prior"]["weight"]
         noise = jax.random.normal(k_noise, truth.shape, dtype)
         if not causal:
             level = sample_levels(k_level, (b, frames), flow)
             clean = denoise(add_noise(truth, noise, level), level)
-            value, error = weighted_loss(clean, truth, level, weight, flow)
+            value, error = weighted_loss(clean, truth, level, weight, channels, flow)
             return value, by_level(error, level)
         first, second = config.stream.levels
         chunk = config.stream.chunk
@@ -127,13 +128,13 @@ def make_loss(config: Config, causal: bool, share: float):
         pure = jnp.repeat(pure, chunk, axis=1)
         level = jnp.where(pure, first, second)
         clean = denoise(add_noise(truth, noise, level), level)
-        value1, error1 = weighted_loss(clean, truth, level, weight, flow)
+        value1, error1 = weighted_loss(clean, truth, level, weight, channels, flow)
         # Swap the levels; chunks that were guessed from pure noise come back as their own re-noised guess.
         own = jnp.where(pure[..., None, None], jax.lax.stop_gradient(clean), truth)
         swapped = jnp.where(pure, second, first)
         noise2 = jax.random.normal(k_noise2, truth.shape, dtype)
         clean2 = denoise(add_noise(own, noise2, swapped), swapped)
-        value2, error2 = weighted_loss(clean2, truth, swapped, weight, flow)
+        value2, error2 = weighted_loss(clean2, truth, swapped, weight, channels, flow)
         metrics = by_level(jnp.concatenate([error1, error2]), jnp.concatenate([level, swapped]))
         return 0.5 * (value1 + value2), metrics
 
@@ -174,7 +175,11 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
     source = latents.LatentSource(latents.build(config, vae, "train", workdir), train.kinds)
     held_out = latents.LatentSource(latents.build(config, vae, "held_out", workdir))
     if before == "scratch":
-        params["prior"]["variance"] = jnp.asarray(latents.variance_around_reference(source))
+        variance = latents.variance_around_reference(source)
+        # Errors count as in pixels through the autoencoder's linear part, scaled to one for a still character.
+        weight = 1 / np.square(np.asarray(vae["scale"]))
+        weight /= np.mean(weight * variance)
+        params["prior"] = {"variance": jnp.asarray(variance), "weight": jnp.asarray(weight, jnp.float32)}
     from lpm_jax.training.validation import Validator
 
     return Stage(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lpm_jax.config import StreamConfig
-from lpm_jax.flow import add_noise, clean_from_output
+from lpm_jax.flow import add_noise, clean_from_output, network_input
 from lpm_jax.models import conditions, dit
 from lpm_jax.models.audio import FFT, TOKEN, log_mel
 from lpm_jax.models.text import tokenize
@@ -96,9 +96,11 @@ class Reference:
         self.latents = encoded[:, 0][None]
         self.references = dit.patchify(CFG, self.latents)
         self.anchor = self.references[:, 1:2]
-        self.variance = self.params["prior"]["variance"]
         self.valid = jnp.array([VALID])
         self.reference_times = conditions.reference_times(CFG, jnp.array([KINDS]))
+
+    def shown(self, noisy, levels):
+        return network_input(CFG.prediction, noisy, levels, self.anchor, self.params["prior"]["variance"])
 
     def told(self, chunks: int):
         """Conditions of the first ``chunks`` chunks in one piece."""
@@ -138,9 +140,10 @@ def test_stream_equals_the_block_causal_model(reference, latents):
     @jax.jit
     def plain(video, levels):
         levels = jnp.concatenate([jnp.repeat(levels, STREAM.chunk), jnp.zeros(REFS)])[None]
-        patches = jnp.concatenate([video, ref.references], axis=1)
+        shown = ref.shown(video, levels[:, :count])
+        patches = jnp.concatenate([shown, ref.references], axis=1)
         out, _ = dit.forward(CFG, ref.params["dit"], patches, levels, count, told, positions)
-        return clean_from_output(CFG.prediction, out, video, levels[:, :count], ref.anchor, ref.variance)
+        return clean_from_output(CFG.prediction, out, shown, levels[:, :count])
 
     t0, t1 = STREAM.levels
     video, noise, worst = jnp.zeros((1, count, TOKENS, DIM)), ref.noise(), 0.0
@@ -220,12 +223,13 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
             "mask": jnp.asarray(np.repeat(mask, TOKENS))[None, None],
         }
         t0, t1 = (jnp.full((1, STREAM.chunk), level) for level in STREAM.levels)
-        out, _ = step(noise[n][0], t0, **arguments)
-        clean = clean_from_output(CFG.prediction, out, noise[n][0], t0, ref.anchor, ref.variance)
-        noisy = add_noise(clean, noise[n][1], t1)
-        out, new = step(noisy, t1, **arguments)
+        shown = ref.shown(noise[n][0], t0)
+        out, _ = step(shown, t0, **arguments)
+        clean = clean_from_output(CFG.prediction, out, shown, t0)
+        shown = ref.shown(add_noise(clean, noise[n][1], t1), t1)
+        out, new = step(shown, t1, **arguments)
         kept.append(new)
-        clean = dit.unpatchify(CFG, clean_from_output(CFG.prediction, out, noisy, t1, ref.anchor, ref.variance), 4, 4)
+        clean = dit.unpatchify(CFG, clean_from_output(CFG.prediction, out, shown, t1), 4, 4)
         worst.append(float(jnp.abs(clean - latents[n]).max()))
     assert max(worst) < 1e-4, worst
 
