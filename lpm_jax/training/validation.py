@@ -54,8 +54,9 @@ def sample(config: Config, denoise, causal: bool, key: Array) -> Float[Array, "b
 class Validator:
     """``validator(params, directory)`` writes ``sheet.png`` and ``clip.mp4`` (truth above result) and returns scores.
 
-    ``mouth`` is the latent error of generated mouth patches, ``mouth_wrong`` the same when the model is given another
-    clip's sound: the gap is what the sound is worth. ``still`` is the error outside the face.
+    ``mouth`` is the latent error (channels weighed as in the loss) of generated mouth patches, ``mouth_wrong`` the same
+    when the model is given another clip's sound: the gap is what the sound is worth. ``still`` is the error outside the
+    face.
     """
 
     def __init__(self, config: Config, causal: bool, vae: dict, source, window: Window):
@@ -84,7 +85,9 @@ class Validator:
         wrong, _ = self.run(params, self.wrong, key)
         weight = np.asarray(patch_weights(config, jnp.asarray(self.batch["weights"])))
         mouth, still = weight > weight.max() - 0.01, weight < 1.01
-        error = lambda x, where: float(np.mean(np.square(np.asarray(x - truth))[where]))  # noqa: E731
+        channels = np.asarray(params["prior"]["weight"])
+        channels = np.tile(channels, truth.shape[-1] // len(channels))
+        error = lambda x, where: float(np.mean((np.square(np.asarray(x - truth)) * channels)[where]))  # noqa: E731
         scores = {
             "mouth": error(result, mouth),
             "mouth_wrong": error(wrong, mouth),
