@@ -2,11 +2,18 @@
 
 One token is one video frame (1,000 samples at 24 kHz): four mel columns of 21 ms windows that end with their hop, so a
 token never looks past its own end. A speak token says what the mouth does now; a listen token, what the partner does.
+
+:class:`AudioFeatures` is the way of use that log-mel (:class:`LogMel`) and wav2vec 2.0 (``models/wav2vec.py``) share.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from typing import Protocol, runtime_checkable
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -48,6 +55,60 @@ def log_mel(config: AudioConfig, samples: Float[ArrayLike, "*b n"], xp=jnp) -> F
     mel = xp.log(power.astype(np.float32) @ mel_filters(config.bands) + 1e-4)
     mel = (mel + 3.0) / 6.0
     return mel.reshape(*samples.shape[:-1], tokens, config.hops_per_frame * config.bands)
+
+
+@runtime_checkable
+class AudioFeatures(Protocol):
+    """Sound to tokens, one per video frame. Hashable, so that it can be a static argument."""
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the samples, in Hz."""
+
+    @property
+    def history(self) -> int:
+        """Samples that come before those of the first token."""
+
+    @property
+    def features(self) -> int:
+        """Numbers in a token."""
+
+    def __call__(self, params: dict, samples: Float[ArrayLike, "b n"]) -> Float[Array, "b tokens features"]:
+        """Tokens of the samples after the first ``history``: whole video frames."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LogMel:
+    """:func:`log_mel` as :class:`AudioFeatures`; it has no parameters."""
+
+    config: AudioConfig = AudioConfig()
+    sample_rate = SAMPLE_RATE
+    history = FFT
+
+    @property
+    def features(self) -> int:
+        return self.config.bands * self.config.hops_per_frame
+
+    def __call__(self, params: dict, samples: Float[ArrayLike, "b n"]) -> Float[Array, "b tokens features"]:
+        return log_mel(self.config, jnp.asarray(samples))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def stream(
+    encoder: AudioFeatures, params: dict, history: Float[ArrayLike, "b history"], samples: Float[ArrayLike, "b n"]
+) -> tuple[Float[Array, "b history"], Float[Array, "b tokens features"]]:
+    """Tokens of the next samples of a stream, and the history to pass with those after them; zeros at the start.
+
+    The window ``history + samples`` is encoded on its own and nothing past its end is heard. Shapes are static: one
+    compilation for each number of samples. Tokens of earlier windows stay as they were returned.
+
+    Raises:
+      ValueError: ``history`` is not as long as the encoder wants it.
+    """
+    if history.shape[1] != encoder.history:
+        raise ValueError(f"expected {encoder.history} samples of history, found {history.shape[1]}")
+    window = jnp.concatenate([jnp.asarray(history), jnp.asarray(samples)], axis=1)
+    return window[:, -encoder.history :], encoder(params, window)
 
 
 class AudioEncoder(nn.Module):

@@ -1,4 +1,7 @@
-"""The toy's text encoder: hashed words, embeddings with positions and one mixing layer, trained with the model."""
+"""The toy's text encoder: hashed words, embeddings with positions and one mixing layer, trained with the model.
+
+The large models read umT5 (``models/umt5.py``), whose config and tokenizer are here too.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lpm_jax.config import TextConfig
+from lpm_jax.models.umt5 import Tokenizer, UMT5Config
+
+__all__ = ["START", "TextEncoder", "Tokenizer", "UMT5Config", "tokenize"]
 
 START = 1  # stands first in every prompt, the empty one included; 0 is padding
 
