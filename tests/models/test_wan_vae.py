@@ -119,16 +119,30 @@ def test_decode_in_chunks_as_the_reference_does(name, sizes):
     np.testing.assert_allclose(frames, jnp.clip(tensors["decoded_in_chunks"], -1, 1), atol=2e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_half_precision(name):
+@pytest.mark.parametrize("name, bound", [("deep", 3e-2), ("odd", 2e-2)])
+def test_half_precision(name, bound):
+    """The reference's own decoder in bfloat16 is off by 2.3 % on ``deep``, whose norms have four channels only."""
     config, params, tensors = golden(name)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     z, past = jax.jit(partial(wan.encode, config))(half, tensors["video"])
     frames, _ = jax.jit(partial(wan.decode, config))(half, tensors["latents"])
     assert {x.dtype for x in past.values()} == {jnp.dtype(jnp.bfloat16)}
     assert z.dtype == frames.dtype == jnp.float32
-    assert 1e-4 < relative(z, tensors["encoded"]) < 2e-2
-    assert 1e-4 < relative(frames, tensors["decoded"]) < 2e-2
+    assert 1e-4 < relative(z, tensors["encoded"]) < bound
+    assert 1e-4 < relative(frames, tensors["decoded"]) < bound
+
+
+def test_half_precision_in_a_wider_model():
+    """All stages of the published model at a quarter of its width."""
+    config = wan.WanVAEConfig(base_dim=24)
+    params = tiny.fill(wan.abstract(config))
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), half)  # the same weights: only the computation is rounded
+    params["decoder"]["conv_out"]["kernel"] *= 0.5  # few clipped pixels; exact in half precision
+    half["decoder"]["conv_out"]["kernel"] *= 0.5
+    latents = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 2, 2, 16)), jnp.float32)
+    step = jax.jit(lambda params: wan.decode(config, params, latents)[0])
+    assert 1e-4 < relative(step(half), step(params)) < 2e-2
 
 
 # Blocks
@@ -264,7 +278,6 @@ import jax, jax.numpy as jnp, numpy as np
 from functools import partial
 from jax.sharding import NamedSharding, PartitionSpec
 from tests.models.test_wan_vae import golden, wan
-from lpm_jax.nn import conv
 
 assert jax.device_count() == 8
 config, params, _ = golden("odd")
@@ -295,11 +308,11 @@ def test_decode_split_over_devices_equals_one_device():
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     out = subprocess.run([sys.executable, "-c", SHARDED], cwd=ROOT, env=env, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
-    for line in out.stdout.splitlines():
-        over, permutes, gathers, reduces = line.split()
-        assert over in ("width", "height")
-        assert int(permutes) > 0  # edges go to neighbours
-        assert int(gathers) + int(reduces) <= 4  # the attention's keys and values, not the pictures
+    counts = {over: [int(n) for n in numbers] for over, *numbers in map(str.split, out.stdout.splitlines())}
+    assert counts.keys() == {"width", "height"}
+    for permutes, gathers, reduces in counts.values():
+        assert permutes > 0  # edges go to neighbours
+        assert (gathers, reduces) == (2, 0)  # the attention's keys and values, and nothing else
 
 
 # Bad input

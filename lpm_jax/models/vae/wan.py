@@ -59,12 +59,10 @@ class WanVAEConfig:
     def __post_init__(self) -> None:
         if self.attn_scales:
             raise ValueError(f"attn_scales: expected none, found {self.attn_scales}")
-        if len(self.temporal_downsample) != len(self.dim_mult) - 1:
-            steps = len(self.dim_mult) - 1
-            raise ValueError(f"temporal_downsample: expected {steps} values, found {len(self.temporal_downsample)}")
-        for name in ("latents_mean", "latents_std"):
-            if len(getattr(self, name)) != self.z_dim:
-                raise ValueError(f"{name}: expected {self.z_dim} values, found {len(getattr(self, name))}")
+        lengths = {"temporal_downsample": len(self.dim_mult) - 1, "latents_mean": self.z_dim, "latents_std": self.z_dim}
+        for name, length in lengths.items():
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"{name}: expected {length} values, found {len(getattr(self, name))}")
 
     @property
     def group(self) -> int:
@@ -235,17 +233,22 @@ class _Run:
 
 
 def channel_norm(x: Float[Array, "*b c"], gain: Float[Array, "*ones c"]) -> Float[Array, "*b c"]:
-    """Root-mean-square norm over channels, per position, in float32."""
-    square = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
-    scale = x.shape[-1] ** 0.5 * lax.rsqrt(jnp.maximum(square, 1e-24))
-    return (x * scale).astype(x.dtype) * gain
+    """Root-mean-square norm over channels, per position; float32."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x * (x.shape[-1] ** 0.5 * lax.rsqrt(jnp.maximum(square, 1e-24))) * gain
+
+
+def _activate(x: Array, params: dict) -> Array:
+    """``silu(norm(x))``, rounded once."""
+    return jax.nn.silu(channel_norm(x, params["gain"])).astype(x.dtype)
 
 
 def residual(params: dict, x: Float[Array, "b t h w c"], run: _Run, name: str) -> Float[Array, "b t h w f"]:
     """``shortcut(x) + conv(silu(norm(conv(silu(norm(x))))))``."""
-    y = jax.nn.silu(channel_norm(x, params["norm1"]["gain"]))
+    y = _activate(x, params["norm1"])
     y = run.causal(params["conv1"], y, f"{name}/conv1")
-    y = jax.nn.silu(channel_norm(y, params["norm2"]["gain"]))
+    y = _activate(y, params["norm2"])
     y = run.causal(params["conv2"], y, f"{name}/conv2")
     return y + (run.conv(params["conv_shortcut"], x) if "conv_shortcut" in params else x)
 
@@ -253,8 +256,8 @@ def residual(params: dict, x: Float[Array, "b t h w c"], run: _Run, name: str) -
 def attention(params: dict, x: Float[Array, "b t h w c"], run: _Run) -> Float[Array, "b t h w c"]:
     """One head over the positions of a frame, frame by frame: the scores of one are as large as its area squared.
 
-    Height and width stay two axes, so that queries can be split over devices along either; flash attention would
-    want at most 256 channels a head, and there are 384.
+    Height and width stay two axes, so queries can be split over devices along either. Flash attention has at most 256
+    channels a head; here are 384.
     """
 
     def frame(qkv: Array) -> Array:
@@ -263,7 +266,7 @@ def attention(params: dict, x: Float[Array, "b t h w c"], run: _Run) -> Float[Ar
         weights = jax.nn.softmax(scores, axis=(-2, -1)).astype(v.dtype)
         return jnp.einsum("bhwij,bijc->bhwc", weights, v)
 
-    qkv = run.conv(params["to_qkv"], channel_norm(x, params["norm"]["gain"]))
+    qkv = run.conv(params["to_qkv"], channel_norm(x, params["norm"]["gain"]).astype(x.dtype))
     y = jnp.moveaxis(lax.map(frame, jnp.moveaxis(qkv, 1, 0)), 0, 1)
     return x + run.conv(params["proj"], y)
 
@@ -308,7 +311,7 @@ def _middle(params: dict, x: Array, run: _Run) -> Array:
 
 
 def _head(params: dict, x: Array, run: _Run) -> Array:
-    return run.causal(params["conv_out"], jax.nn.silu(channel_norm(x, params["norm_out"]["gain"])), "conv_out")
+    return run.causal(params["conv_out"], _activate(x, params["norm_out"]), "conv_out")
 
 
 def encode(
