@@ -1,19 +1,19 @@
 """What Wan 2.1 calls the transformer's parameters, in diffusers' layout and in its own.
 
-``names`` is the only table: the converter derives from it what to read, what to write and what to expect. LPM keeps
-everything of Wan but the CLIP image cross-attention and the input channels of mask and condition image (SPEC section 2).
+``names`` is the only table: the converter derives from it what to read, what to write and what to expect. LPM keeps all
+of Wan but the CLIP image cross-attention and the input channels of mask and condition image (SPEC section 2).
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from lpm_jax.config import DiTConfig
+from lpm_jax.mapping import Names
 
 #: Tensors that LPM has no use for: CLIP image cross-attention, and Wan's RoPE table where a file holds it.
 DROPPED = re.compile(
@@ -22,20 +22,6 @@ DROPPED = re.compile(
 )
 #: Paths of the audio branch, which Wan does not have.
 AUDIO = re.compile(r"blocks/(speak|listen)/(norm_)?audio_")
-
-
-class Names(NamedTuple):
-    """Alternative PyTorch keys of one of our parameters, the first being diffusers', and how the tensor becomes ours.
-
-    ``ours = theirs.transpose(permutation)``, then reshaped where ``shape`` is given: the PyTorch tensor's. In a key,
-    ``{i}`` counts our leading axis, one tensor each; ``{even}`` is ``2 i`` and ``{odd}`` is ``2 i + 1``. Where the
-    source is longer than ``shape`` along ``cut``, its first entries are kept.
-    """
-
-    keys: tuple[str, ...]
-    permutation: tuple[int, ...]
-    shape: tuple[int, ...] | None = None
-    cut: int | None = None
 
 
 def names(config: DiTConfig) -> dict[str, Names]:
