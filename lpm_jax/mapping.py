@@ -94,7 +94,7 @@ def _read(tensor: Tensor, name: Names, shape: Shape) -> np.ndarray:
 def plan(
     where: str | Path,
     source: Mapping[str, Tensor],
-    names: Mapping[str, Names],
+    names: Mapping[str, tuple],
     shapes: Mapping[str, Shape],
     fresh: Callable[[str], Fresh | None] = lambda path: None,
     dropped: Callable[[str], Any] = lambda key: False,
@@ -102,8 +102,8 @@ def plan(
 ) -> dict[str, Leaf]:
     """What to read for every path of ``shapes``; nothing is read yet.
 
-    ``names`` may hold plain ``(keys, permutation)`` tuples. A path for which ``fresh`` gives a function is not read but
-    drawn by it, layer by layer. ``dtype`` None keeps the source's.
+    ``names`` holds :class:`Names` or plain ``(keys, permutation)`` tuples. A path for which ``fresh`` gives a function is
+    not read but drawn by it, layer by layer. ``dtype`` None keeps the source's.
 
     Raises:
       InputError: a tensor is missing, has another shape, has another dtype than its fellow layers, or has no place in
