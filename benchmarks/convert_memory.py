@@ -4,7 +4,7 @@
 
 Writes a synthetic two-shard checkpoint with the shapes of ``configs/lpm_1b.py`` (2.8 GB in bfloat16 at its full depth),
 imports it, exports it again and loads it straight onto the device, each in a process of its own, and prints the peak
-resident memory of each. The bound: 1.3 times the largest tensor plus 1 GB, device memory (on CPU the same memory) apart.
+resident memory of each. The bound: 1.3 times the largest tensor plus 1 GB, beside what the arrays on the device take.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
 from lpm_jax.errors import InputError
+from lpm_jax.tensors import flatten, unflatten
 
 SHARD_BYTES = 14 * 2**20  # committed weights: at most 15 MiB a file
 
@@ -31,25 +32,6 @@ def checkpointer(directory: Path, keep: int) -> ocp.training.Checkpointer:
         preservation_policy=policies.preservation_policies.LatestN(keep),
         cleanup_tmp_directories=True,
     )
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with paths such as ``"dit/head/projection/kernel"``."""
-    if isinstance(tree, dict):
-        return {k: v for key, sub in tree.items() for k, v in flatten(sub, f"{prefix}{key}/").items()}
-    return {prefix[:-1]: tree}
-
-
-def unflatten(flat: dict[str, Any]) -> dict:
-    """The inverse of :func:`flatten`."""
-    tree: dict = {}
-    for name, value in flat.items():
-        *path, leaf = name.split("/")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return tree
 
 
 def save_weights(directory: str | Path, name: str, params: dict, dtype: Any = None) -> list[Path]:

@@ -24,12 +24,12 @@ import numpy as np
 from jax.sharding import Sharding
 
 from lpm_jax import tensors
-from lpm_jax.checkpoint import flatten, write_json
+from lpm_jax.checkpoint import write_json
 from lpm_jax.config import AudioConfig, Config, DiTConfig, TextConfig, from_dict, load_config
 from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.mapping import Leaf, Names, load, plan, read_row, spell, theirs_shape
 from lpm_jax.models import dit, dit_names
-from lpm_jax.tensors import Target, Tensor
+from lpm_jax.tensors import Target, Tensor, flatten
 
 WAN = "diffusion_pytorch_model"  # stem of Wan's and diffusers' files
 AUDIO = "lpm_audio"  # stem of the file that an export adds for what Wan does not have

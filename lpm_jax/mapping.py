@@ -18,9 +18,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from lpm_jax import tensors
-from lpm_jax.checkpoint import flatten, unflatten
 from lpm_jax.errors import InputError
-from lpm_jax.tensors import Target, Tensor
+from lpm_jax.tensors import Target, Tensor, flatten, unflatten
 
 Shape = tuple[int, ...]
 Fresh = Callable[[int, Shape], np.ndarray]  # of a layer and its shape
@@ -102,8 +101,8 @@ def plan(
 ) -> dict[str, Leaf]:
     """What to read for every path of ``shapes``; nothing is read yet.
 
-    ``names`` holds :class:`Names` or plain ``(keys, permutation)`` tuples. A path for which ``fresh`` gives a function is
-    not read but drawn by it, layer by layer. ``dtype`` None keeps the source's.
+    ``names`` holds :class:`Names` or plain ``(keys, permutation)`` tuples. A path for which ``fresh`` gives a function
+    is not read but drawn by it, layer by layer. ``dtype`` None keeps the source's.
 
     Raises:
       InputError: a tensor is missing, has another shape, has another dtype than its fellow layers, or has no place in

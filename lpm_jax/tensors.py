@@ -28,6 +28,25 @@ BLOCK_BYTES = 64 * 2**20  # written at once: bounds the copy that makes a transp
 ASIDE = ".partial"  # folder for what is not finished yet
 
 
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with paths such as ``"dit/head/projection/kernel"``."""
+    if isinstance(tree, dict):
+        return {k: v for key, sub in tree.items() for k, v in flatten(sub, f"{prefix}{key}/").items()}
+    return {prefix[:-1]: tree}
+
+
+def unflatten(flat: dict[str, Any]) -> dict:
+    """The inverse of :func:`flatten`."""
+    tree: dict = {}
+    for name, value in flat.items():
+        *path, leaf = name.split("/")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return tree
+
+
 class Tensor(NamedTuple):
     """Where a tensor lies."""
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -12,10 +15,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lpm_jax import convert, mapping, tensors
-from lpm_jax.checkpoint import flatten, load_weights, save_weights
-from lpm_jax.config import Config, DiTConfig
+from lpm_jax.checkpoint import load_weights, save_weights, write_json
+from lpm_jax.config import Config, DiTConfig, from_dict
 from lpm_jax.errors import InputError
 from lpm_jax.models import dit, dit_names
+from lpm_jax.tensors import flatten, unflatten
 from tests.golden.hashed import weight
 from tests.golden.wan_dit import imported, output, read, relative
 
@@ -118,7 +122,7 @@ def test_an_imported_wan_gives_wans_output(name, tmp_path):
         assert renamed["patch_embedding.weight"].shape[1] == 36
         folder = write(tmp_path / "in", renamed, wan_config(config, 36))
     convert.import_wan(folder, tmp_path / "out")
-    saved = convert.from_dict(json.loads((tmp_path / "out" / "config.json").read_text()))
+    saved = from_dict(json.loads((tmp_path / "out" / "config.json").read_text()))
     assert saved.dit == config
     params = load_weights(tmp_path / "out", "model")["dit"]
     same(params, imported(config, shapes))
@@ -164,13 +168,13 @@ def test_a_trained_audio_branch_survives(tmp_path):
     config = Config("mine", dit=dataclasses.replace(SMALL, prediction="clean", audio_width=20))
     rng = np.random.default_rng(0)
     shapes = flatten(jax.eval_shape(lambda: dit.init(config.dit, jax.random.key(0))))
-    params = mapping.unflatten({k: rng.normal(size=v.shape).astype(np.float32) for k, v in shapes.items()})
+    params = unflatten({k: rng.normal(size=v.shape).astype(np.float32) for k, v in shapes.items()})
     save_weights(tmp_path / "a", "model", {"dit": params, "prior": {"variance": np.ones(4, np.float32)}})
-    convert.write_json(tmp_path / "a" / "config.json", dataclasses.asdict(config))
+    write_json(tmp_path / "a" / "config.json", dataclasses.asdict(config))
     convert.export_wan(tmp_path / "a", tmp_path / "b")
     convert.import_wan(tmp_path / "b", tmp_path / "c")
     same(load_weights(tmp_path / "c", "model", {"dit": shapes and jax.eval_shape(lambda: params)}), {"dit": params})
-    assert convert.from_dict(json.loads((tmp_path / "c" / "config.json").read_text())) == config
+    assert from_dict(json.loads((tmp_path / "c" / "config.json").read_text())) == config
     leaves = mapping.saved_leaves(tmp_path / "c", "model", {"dit": params})
     same(mapping.load(leaves), {"dit": params})
 
@@ -234,6 +238,38 @@ def test_another_source_replaces_the_model(source, tmp_path):
         ours(out)["dit/blocks/speak/audio_k/kernel"],
         convert.load_wan(source)[1]["blocks"]["speak"]["audio_k"]["kernel"],
     )
+
+
+SHARDED = """
+import sys
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from lpm_jax import convert
+from lpm_jax.tensors import flatten
+
+mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("layers", "model"))
+
+def shardings(path, shape):  # layers over one axis, the last dimension over the other
+    spec = ["layers" if path.startswith("blocks") else None, *[None] * (len(shape) - 2), "model"]
+    return NamedSharding(mesh, P(*spec[-len(shape):]))
+
+whole = flatten(convert.load_wan(sys.argv[1])[1])
+parts = flatten(convert.load_wan(sys.argv[1], shardings=shardings)[1])
+for path, array in parts.items():
+    np.testing.assert_array_equal(array, whole[path])
+    assert array.sharding.is_equivalent_to(shardings(path, array.shape), array.ndim), path
+kernel = parts["blocks/speak/q/kernel"]
+assert [s.data.shape for s in kernel.addressable_shards] == [(1, 24, 12)] * 4
+print("sharded")
+"""
+
+
+def test_straight_into_sharded_arrays(source):
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    ran = subprocess.run(
+        [sys.executable, "-c", SHARDED, str(source)], env=os.environ | flags, capture_output=True, text=True
+    )
+    assert ran.stdout == "sharded\n", ran.stderr
 
 
 # --- memory ------------------------------------------------------------------------------------------------------

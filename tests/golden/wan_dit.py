@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
 
-from lpm_jax.checkpoint import flatten, unflatten
 from lpm_jax.config import DiTConfig
 from lpm_jax.models import conditions, dit, dit_names
 from lpm_jax.nn.rope import angles_1d
+from lpm_jax.tensors import flatten, unflatten
 from tests.golden.hashed import weight
 
 GOLDEN = Path(__file__).parent
