@@ -51,8 +51,7 @@ class Leaf(NamedTuple):
         """As something to write."""
 
         def slices() -> Iterator[np.ndarray]:
-            for part in self.parts:
-                yield part()[None] if self.stacked else part()
+            return (part() for part in self.parts)
 
         return Target(self.dtype, self.shape, slices)
 

@@ -135,7 +135,7 @@ def find_files(directory: Path, stem: str) -> list[Path]:
 
 
 class Target(NamedTuple):
-    """A tensor to write: ``slices`` yields its leading axis in order, each array a run of whole rows."""
+    """A tensor to write: ``slices`` yields arrays whose elements, one after the other, are the tensor's."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
