@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
 from lpm_jax.errors import InputError
+from lpm_jax.tensors import flatten, unflatten
 
 SHARD_BYTES = 14 * 2**20  # committed weights: at most 15 MiB a file
 
@@ -33,30 +34,13 @@ def checkpointer(directory: Path, keep: int) -> ocp.training.Checkpointer:
     )
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict):
-        return {k: v for key, sub in tree.items() for k, v in _flatten(sub, f"{prefix}{key}/").items()}
-    return {prefix[:-1]: tree}
-
-
-def _unflatten(flat: dict[str, Any]) -> dict:
-    tree: dict = {}
-    for name, value in flat.items():
-        *path, leaf = name.split("/")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return tree
-
-
 def save_weights(directory: str | Path, name: str, params: dict, dtype: Any = None) -> list[Path]:
     """Writes ``params`` as ``name-00001-of-0000N.safetensors`` of at most ``SHARD_BYTES``, all aside, then renamed."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     shards: list[dict] = [{}]
     size = 0
-    for key, value in sorted(_flatten(params).items()):
+    for key, value in sorted(flatten(params).items()):
         value = jax.numpy.asarray(value, dtype)
         if size and size + value.nbytes > SHARD_BYTES:
             shards.append({})
@@ -97,12 +81,12 @@ def load_weights(directory: str | Path, name: str, abstract: Any = None) -> dict
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: expected a safetensors file, found {str(error).splitlines()[0]}") from None
     if abstract is not None:
-        expected = {k: tuple(v.shape) for k, v in _flatten(abstract).items()}
+        expected = {k: tuple(v.shape) for k, v in flatten(abstract).items()}
         for key in sorted(expected.keys() | flat.keys()):
             found = tuple(flat[key].shape) if key in flat else "nothing"
             if expected.get(key, "nothing") != found:
                 raise InputError(f"{directory}: {key}: expected {expected.get(key, 'nothing')}, found {found}")
-    return _unflatten(flat)
+    return unflatten(flat)
 
 
 def write_json(path: str | Path, data: Any) -> None:
