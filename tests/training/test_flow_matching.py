@@ -23,6 +23,7 @@ from lpm_jax.training.flow_matching import (
 from tests import tiny
 
 FRAMES, CELLS, CHANNELS = 6, 4, 8
+KEY = jax.random.key(0)
 
 
 def config(**train):
@@ -36,7 +37,8 @@ def mute():
     params = {k: v for k, v in tiny.params(config()).items() if k != "vae"}
     head = params["dit"]["head"]
     head = head | {"projection": jax.tree.map(jnp.zeros_like, head["projection"])}
-    return params | {"dit": params["dit"] | {"head": head}}
+    prior = jax.tree.map(jnp.ones_like, params["prior"])
+    return params | {"dit": params["dit"] | {"head": head}, "prior": prior}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,18 @@ def test_teacher_loss_by_hand(mute, batch, pure_noise):
     error, weight = error_and_weight(batch)
     assert float(value) == pytest.approx((error * weight).sum() / weight.sum(), rel=1e-3)
     assert set(metrics) == {"x0_pure", "x0_noisy"}
+
+
+def test_channels_count_by_their_weight(mute, batch, pure_noise):
+    wrong = batch["latents"].copy()
+    wrong[..., 1:] = batch["references"][:, 1:2, ..., 1:]  # only the first channel is wrong
+    values = []
+    loss = jax.jit(make_loss(config(), False, 1.0))
+    for weight in (1.0, 3.0):
+        prior = mute["prior"] | {"weight": jnp.ones(CHANNELS).at[0].set(weight)}
+        values.append(float(loss(mute | {"prior": prior}, batch | {"latents": wrong}, KEY)[0]))
+    assert values[0] > 0.05
+    assert values[1] == pytest.approx(3 * values[0], rel=1e-4)
 
 
 def test_a_step_computes_a_share_or_all(mute, batch, pure_noise):
