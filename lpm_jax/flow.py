@@ -25,15 +25,20 @@ from jaxtyping import Array, Float
 from lpm_jax.config import FlowConfig
 
 
+def _beside(level: Array, x: Array) -> Array:
+    """Noise levels ``[b, frames]`` that broadcast against ``x`` from the left, in its dtype."""
+    return level.reshape(*level.shape, *(1,) * (x.ndim - level.ndim)).astype(x.dtype)
+
+
 def add_noise(clean: Array, noise: Array, level: Array) -> Array:
     """``x_t`` for noise levels that broadcast against the data from the left (``[b, frames]``)."""
-    t = level.reshape(*level.shape, *(1,) * (clean.ndim - level.ndim)).astype(clean.dtype)
+    t = _beside(level, clean)
     return (1 - t) * clean + t * noise
 
 
 def gaussian_estimate(noisy: Array, level: Float[Array, "b frames"], anchor: Array, variance: Array) -> Array:
     """``m`` above; ``variance`` belongs to the last axis, or to equal parts of it."""
-    t = level.reshape(*level.shape, *(1,) * (noisy.ndim - level.ndim)).astype(noisy.dtype)
+    t = _beside(level, noisy)
     s = jnp.tile(variance.astype(noisy.dtype), noisy.shape[-1] // variance.shape[-1])
     gain = (1 - t) * s / (jnp.square(1 - t) * s + jnp.square(t))
     return anchor + gain * (noisy - (1 - t) * anchor)
@@ -50,8 +55,7 @@ def clean_from_output(prediction: str, output: Array, shown: Array, level: Float
     """The network's estimate of ``x_0`` from its output and what it was shown (:func:`network_input`)."""
     if prediction == "clean":
         return shown + output
-    t = level.reshape(*level.shape, *(1,) * (shown.ndim - level.ndim)).astype(shown.dtype)
-    return shown - t * output
+    return shown - _beside(level, shown) * output
 
 
 def shift_level(level: Array, shift: float) -> Array:

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float
 
 from lpm_jax.config import DiTConfig
 from lpm_jax.nn.attention import attention
-from lpm_jax.nn.linear import Dense, modulate
+from lpm_jax.nn.linear import Dense, gated, modulate
 from lpm_jax.nn.rope import rotate
 
 KINDS = ("speak", "listen")  # even, odd
@@ -121,7 +121,6 @@ class Block(nn.Module):
         table = self.param("modulation", nn.initializers.normal(d**-0.5), (6, d))
         modulation = time + table.astype(time.dtype)
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation[:, :, i] for i in range(6))
-        zero = jnp.zeros_like(shift1)
 
         # ---- self-attention over context, video and references
         y = modulate(layer_norm(x, cfg.eps), scale1, shift1)
@@ -133,7 +132,7 @@ class Block(nn.Module):
             keys = jnp.concatenate([rotate(context.k, positions.context), keys], axis=1)
             values = jnp.concatenate([context.v, values], axis=1)
         y = attention(rotate(q, positions.own), keys, values, positions.mask, self.implementation)
-        x = x + modulate(dense("o")(y.reshape(b, f, n, d)), gate1 - 1, zero)
+        x = x + gated(dense("o")(y.reshape(b, f, n, d)), gate1)
 
         # ---- text and audio cross-attention, summed; video only
         if video:
@@ -155,7 +154,7 @@ class Block(nn.Module):
         # ---- feed-forward
         y = modulate(layer_norm(x, cfg.eps), scale2, shift2)
         y = dense("ffn_out")(nn.gelu(dense("ffn_in", cfg.ffn)(y), approximate=True))
-        return x + modulate(y, gate2 - 1, zero), (k, v)
+        return x + gated(y, gate2), (k, v)
 
 
 def time_features(levels: Float[Array, "*b"], dim: int) -> Float[Array, "*b dim"]:
@@ -192,8 +191,8 @@ class Head(nn.Module):
     def __call__(self, x, t):
         cfg = self.config
         table = self.param("modulation", nn.initializers.normal(cfg.width**-0.5), (2, cfg.width))
-        shift, scale = jnp.moveaxis(t[:, :, None] + table.astype(t.dtype), 2, 0)[:, :, :, None]
-        y = layer_norm(x, cfg.eps) * (1 + scale) + shift
+        shift, scale = (t + row for row in table.astype(t.dtype))
+        y = modulate(layer_norm(x, cfg.eps), scale, shift)
         return Dense(cfg.patch**2 * cfg.channels, nn.initializers.zeros, name="projection")(y)
 
 

@@ -43,23 +43,37 @@ affine.defvjp(_forward, _backward)
 
 
 @jax.custom_vjp
+def gated(x: Float[Array, "*b tokens d"], gate: Float[Array, "*b d"]) -> Float[Array, "*b tokens d"]:
+    """``x gate``, the same gate for all tokens of a frame."""
+    return x * gate[..., None, :]
+
+
+def _gated_forward(x, gate):
+    return gated(x, gate), (x, gate)
+
+
+def _gated_backward(saved, g):
+    x, gate = saved
+    return g * gate[..., None, :], _sum_rows(g * x)
+
+
+gated.defvjp(_gated_forward, _gated_backward)
+
+
+@jax.custom_vjp
+def shifted(x: Float[Array, "*b tokens d"], shift: Float[Array, "*b d"]) -> Float[Array, "*b tokens d"]:
+    """``x + shift``, the same shift for all tokens of a frame."""
+    return x + shift[..., None, :]
+
+
+shifted.defvjp(lambda x, shift: (shifted(x, shift), None), lambda _, g: (g, _sum_rows(g)))
+
+
 def modulate(
     x: Float[Array, "*b tokens d"], scale: Float[Array, "*b d"], shift: Float[Array, "*b d"]
 ) -> Float[Array, "*b tokens d"]:
     """``x (1 + scale) + shift``, the same for all tokens of a frame."""
-    return x * (1 + scale[..., None, :]) + shift[..., None, :]
-
-
-def _modulate_forward(x, scale, shift):
-    return modulate(x, scale, shift), (x, scale)
-
-
-def _modulate_backward(saved, g):
-    x, scale = saved
-    return g * (1 + scale[..., None, :]), _sum_rows(g * x), _sum_rows(g)
-
-
-modulate.defvjp(_modulate_forward, _modulate_backward)
+    return shifted(gated(x, 1 + scale), shift)
 
 
 class Dense(nn.Module):

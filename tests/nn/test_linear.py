@@ -26,6 +26,11 @@ def test_affine():
     assert_same_gradients(linear.affine, lambda x, w, b: x @ w + b, draw(0, 7, 5), draw(1, 5, 3), draw(2, 3))
 
 
+def test_gated():
+    plain = lambda x, gate: x * gate[:, :, None]  # noqa: E731
+    assert_same_gradients(linear.gated, plain, draw(0, 2, 3, 4, 5), draw(1, 2, 3, 5))
+
+
 def test_modulate():
     plain = lambda x, scale, shift: x * (1 + scale[:, :, None]) + shift[:, :, None]  # noqa: E731
     assert_same_gradients(linear.modulate, plain, draw(0, 2, 3, 4, 5), draw(1, 2, 3, 5), draw(2, 2, 3, 5))
