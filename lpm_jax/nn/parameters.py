@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lpm_jax.tensors import unflatten
+
 
 class Parameter(NamedTuple):
     """A parameter's shape and first values, and what other libraries call it.
@@ -30,27 +32,15 @@ class Parameter(NamedTuple):
 Table = dict[str, Parameter]
 
 
-def build(table: Table, leaf: Callable[[str, Parameter], Any]) -> dict:
-    """The nested dict of ``leaf(path, parameter)``."""
-    tree: dict = {}
-    for path, parameter in table.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf(path, parameter)
-    return tree
-
-
 def init(table: Table, key: Array, dtype: Any = jnp.float32) -> dict:
     """Fresh parameters, each from its own key."""
     keys = dict(zip(table, jax.random.split(key, len(table)), strict=True))
-    return build(table, lambda path, parameter: parameter.init(keys[path], parameter.shape, dtype))
+    return unflatten({path: p.init(keys[path], p.shape, dtype) for path, p in table.items()})
 
 
 def abstract(table: Table, dtype: Any = jnp.float32) -> dict:
     """Shapes and dtypes of :func:`init` without computing anything."""
-    return build(table, lambda _, parameter: jax.ShapeDtypeStruct(parameter.shape, dtype))
+    return unflatten({path: jax.ShapeDtypeStruct(p.shape, dtype) for path, p in table.items()})
 
 
 def names(table: Table) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors import safe_open
-from safetensors.flax import load_file
 
 from lpm_jax.models.vae import wan
+from lpm_jax.tensors import flatten
 from tests import tiny
+from tests.golden.tensors import gather, read
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -26,19 +26,12 @@ NAMES = ("deep", "odd")
 @functools.cache
 def golden(name: str) -> tuple[wan.WanVAEConfig, dict, dict]:
     """The config, our parameters and the tensors that the reference made, of one golden file."""
-    path = GOLDEN / f"wan_vae_{name}.safetensors"
-    with safe_open(path, framework="flax") as file:
-        fields = json.loads(file.metadata()["config"])
+    fields, weights, tensors = read(f"wan_vae_{name}")
     fields["temporal_downsample"] = fields.pop("temperal_downsample")
     config = wan.WanVAEConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-    tensors = load_file(path)
-    params: dict = {}
-    for (*parts, leaf), (key, permutation) in wan.names(config).items():
-        node = params
-        for part in parts:
-            node = node.setdefault(part, {})
-        node[leaf] = tensors.pop(f"weights/{key}").astype(jnp.float32).transpose(permutation)
-    assert not [key for key in tensors if key.startswith("weights/")]  # all are used
+    params, used = gather(wan.names(config), wan.abstract(config), weights)
+    assert used == weights.keys()
+    tensors = {key: jnp.asarray(x) for key, x in tensors.items()}
     return config, params, tensors
 
 
@@ -72,12 +65,11 @@ def relative(got, want) -> float:
 def test_full_size_names_and_shapes_are_those_of_both_checkpoints():
     rows = json.loads((GOLDEN / "wan_vae_names.json").read_text())
     config = wan.WanVAEConfig()
-    original, diffusers = wan.names(config, "original"), wan.names(config)
-    assert {original[path][0]: diffusers[path][0] for path in original} == {row[0]: row[1] for row in rows}
+    named = wan.names(config)
+    assert {original: diffusers for (diffusers, original), _ in named.values()} == {row[0]: row[1] for row in rows}
     shapes = {row[1]: row[2] for row in rows}
-    flat = {tuple(key.key for key in path): x for path, x in jax.tree_util.tree_leaves_with_path(wan.abstract(config))}
-    assert flat.keys() == diffusers.keys()
-    for path, (key, permutation) in diffusers.items():
+    flat = flatten(wan.abstract(config))
+    for path, ((key, _), permutation) in named.items():
         assert tuple(shapes[key][i] for i in permutation) == flat[path].shape, path
     assert sum(x.size for x in flat.values()) == 126_892_531
     assert (config.group, config.stride) == (4, 8)
@@ -119,17 +111,16 @@ def test_decode_in_chunks_as_the_reference_does(name, sizes):
     np.testing.assert_allclose(frames, jnp.clip(tensors["decoded_in_chunks"], -1, 1), atol=2e-5)
 
 
-@pytest.mark.parametrize("name, bound", [("deep", 3e-2), ("odd", 2e-2)])
-def test_half_precision(name, bound):
-    """The reference's own decoder in bfloat16 is off by 2.3 % on ``deep``, whose norms have four channels only."""
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision(name):
     config, params, tensors = golden(name)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     z, past = jax.jit(partial(wan.encode, config))(half, tensors["video"])
     frames, _ = jax.jit(partial(wan.decode, config))(half, tensors["latents"])
     assert {x.dtype for x in past.values()} == {jnp.dtype(jnp.bfloat16)}
     assert z.dtype == frames.dtype == jnp.float32
-    assert 1e-4 < relative(z, tensors["encoded"]) < bound
-    assert 1e-4 < relative(frames, tensors["decoded"]) < bound
+    assert 1e-4 < relative(z, tensors["encoded"]) < 2e-2
+    assert 1e-4 < relative(frames, tensors["decoded"]) < 2e-2
 
 
 def test_half_precision_in_a_wider_model():

@@ -16,14 +16,17 @@ time is resampled:
 starts, with one it goes on. The shapes of a state do not depend on the lengths of the chunks, and a clip processed in
 chunks equals the whole. Norms have no statistics over space or time, and attention stays within a frame.
 
+The networks compute in the dtype of their weights; what residual blocks add up stays in float32, without which half
+precision is off by 2.3 % where norms have few channels (as the reference is).
+
 All arrays, those of the state too, are ``[batch, frames, height, width, channels]``; one :func:`space_sharding` splits
-a decode over devices. The networks compute in the dtype of their weights.
+a decode over devices.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +34,12 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from lpm_jax.nn import parameters
 from lpm_jax.nn.conv import causal_conv
+from lpm_jax.nn.parameters import Parameter
 
 State = dict[str, Array]
-Path = tuple[str, ...]
+ZEROS = jax.nn.initializers.zeros
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,131 +82,119 @@ class WanVAEConfig:
 
 # Parameters: each is declared once, and fresh values, shapes and both spellings of checkpoints follow.
 
-
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-    """One parameter: its shape here, and its keys in diffusers' and in the original checkpoint (``Wan2.1_VAE.pth``)."""
-
-    shape: tuple[int, ...]
-    diffusers: str
-    original: str
-
-    @property
-    def path(self) -> Path:
-        """Where it is in our tree: diffusers' key with our words for leaves, without indices that are always 0 or 1."""
-        key = self.diffusers.replace("upsamplers.0", "upsampler").replace("attentions.0", "attention")
-        *path, leaf = key.replace("resample.1", "resample").split(".")
-        return (*path, {"weight": "kernel", "gamma": "gain"}.get(leaf, leaf))
-
-    @property
-    def permutation(self) -> tuple[int, ...]:
-        """``ours = reference.transpose(permutation)``: channels go last, in kernels ``[.., in, out]``."""
-        space = range(2 if self.path[-1] == "kernel" else 1, len(self.shape))
-        return (*space, *((1, 0) if self.path[-1] == "kernel" else (0,)))
+Row = tuple[str, Parameter]
 
 
-def _conv_leaves(diffusers: str, original: str, window: tuple[int, ...], c: int, f: int) -> Iterator[Leaf]:
-    yield Leaf((*window, c, f), f"{diffusers}.weight", f"{original}.weight")
-    yield Leaf((f,), f"{diffusers}.bias", f"{original}.bias")
+def _row(shape: tuple[int, ...], diffusers: str, original: str, init: Callable = ZEROS) -> Row:
+    """A parameter under diffusers' key with our words for leaves, without indices that are always 0 or 1.
+
+    ``ours = reference.transpose(permutation)``: channels go last, in kernels ``[.., in, out]``.
+    """
+    path = diffusers.replace("upsamplers.0", "upsampler").replace("attentions.0", "attention")
+    *parts, leaf = path.replace("resample.1", "resample").split(".")
+    leaf = {"weight": "kernel", "gamma": "gain"}.get(leaf, leaf)
+    last = (1, 0) if leaf == "kernel" else (0,)
+    return "/".join((*parts, leaf)), Parameter(
+        shape, init, (diffusers, original), (*range(len(last), len(shape)), *last)
+    )
 
 
-def _norm_leaf(diffusers: str, original: str, c: int, axes: int = 3) -> Leaf:
-    return Leaf((1,) * axes + (c,), f"{diffusers}.gamma", f"{original}.gamma")
+def _conv_rows(
+    diffusers: str, original: str, window: tuple[int, ...], c: int, f: int, init: Callable | None = None
+) -> Iterator[Row]:
+    init = init or jax.nn.initializers.lecun_normal(tuple(range(len(window) + 1)))
+    yield _row((*window, c, f), f"{diffusers}.weight", f"{original}.weight", init)
+    yield _row((f,), f"{diffusers}.bias", f"{original}.bias")
 
 
-def _residual_leaves(diffusers: str, original: str, c: int, f: int) -> Iterator[Leaf]:
-    yield _norm_leaf(f"{diffusers}.norm1", f"{original}.residual.0", c)
-    yield from _conv_leaves(f"{diffusers}.conv1", f"{original}.residual.2", (3, 3, 3), c, f)
-    yield _norm_leaf(f"{diffusers}.norm2", f"{original}.residual.3", f)
-    yield from _conv_leaves(f"{diffusers}.conv2", f"{original}.residual.6", (3, 3, 3), f, f)
+def _norm_row(diffusers: str, original: str, c: int, axes: int = 3) -> Row:
+    return _row((1,) * axes + (c,), f"{diffusers}.gamma", f"{original}.gamma", jax.nn.initializers.ones)
+
+
+def _residual_rows(diffusers: str, original: str, c: int, f: int) -> Iterator[Row]:
+    yield _norm_row(f"{diffusers}.norm1", f"{original}.residual.0", c)
+    yield from _conv_rows(f"{diffusers}.conv1", f"{original}.residual.2", (3, 3, 3), c, f)
+    yield _norm_row(f"{diffusers}.norm2", f"{original}.residual.3", f)
+    yield from _conv_rows(f"{diffusers}.conv2", f"{original}.residual.6", (3, 3, 3), f, f)
     if c != f:
-        yield from _conv_leaves(f"{diffusers}.conv_shortcut", f"{original}.shortcut", (1, 1, 1), c, f)
+        yield from _conv_rows(f"{diffusers}.conv_shortcut", f"{original}.shortcut", (1, 1, 1), c, f)
 
 
-def _resample_leaves(diffusers: str, original: str, c: int, f: int, time: int) -> Iterator[Leaf]:
+def _resample_rows(diffusers: str, original: str, c: int, f: int, time: int) -> Iterator[Row]:
     """``time`` is the number of channels that the convolution in time makes, 0 for none."""
-    yield from _conv_leaves(f"{diffusers}.resample.1", f"{original}.resample.1", (3, 3), c, f)
+    yield from _conv_rows(f"{diffusers}.resample.1", f"{original}.resample.1", (3, 3), c, f)
     if time:
-        yield from _conv_leaves(f"{diffusers}.time_conv", f"{original}.time_conv", (3, 1, 1), c, time)
+        yield from _conv_rows(f"{diffusers}.time_conv", f"{original}.time_conv", (3, 1, 1), c, time)
 
 
-def _middle_leaves(part: str, c: int) -> Iterator[Leaf]:
+def _middle_rows(part: str, c: int) -> Iterator[Row]:
     diffusers, original = f"{part}.mid_block", f"{part}.middle"
-    yield from _residual_leaves(f"{diffusers}.resnets.0", f"{original}.0", c, c)
-    yield _norm_leaf(f"{diffusers}.attentions.0.norm", f"{original}.1.norm", c, axes=2)
-    yield from _conv_leaves(f"{diffusers}.attentions.0.to_qkv", f"{original}.1.to_qkv", (1, 1), c, 3 * c)
-    yield from _conv_leaves(f"{diffusers}.attentions.0.proj", f"{original}.1.proj", (1, 1), c, c)
-    yield from _residual_leaves(f"{diffusers}.resnets.1", f"{original}.2", c, c)
+    yield from _residual_rows(f"{diffusers}.resnets.0", f"{original}.0", c, c)
+    yield _norm_row(f"{diffusers}.attentions.0.norm", f"{original}.1.norm", c, axes=2)
+    yield from _conv_rows(f"{diffusers}.attentions.0.to_qkv", f"{original}.1.to_qkv", (1, 1), c, 3 * c)
+    yield from _conv_rows(f"{diffusers}.attentions.0.proj", f"{original}.1.proj", (1, 1), c, c, ZEROS)
+    yield from _residual_rows(f"{diffusers}.resnets.1", f"{original}.2", c, c)
 
 
-def _head_leaves(part: str, c: int, f: int) -> Iterator[Leaf]:
-    yield _norm_leaf(f"{part}.norm_out", f"{part}.head.0", c)
-    yield from _conv_leaves(f"{part}.conv_out", f"{part}.head.2", (3, 3, 3), c, f)
+def _head_rows(part: str, c: int, f: int) -> Iterator[Row]:
+    yield _norm_row(f"{part}.norm_out", f"{part}.head.0", c)
+    yield from _conv_rows(f"{part}.conv_out", f"{part}.head.2", (3, 3, 3), c, f)
 
 
-def leaves(config: WanVAEConfig) -> Iterator[Leaf]:
-    """Every parameter of the model."""
+def _rows(config: WanVAEConfig) -> Iterator[Row]:
     widths = [config.base_dim * m for m in config.dim_mult]
-    yield from _conv_leaves("encoder.conv_in", "encoder.conv1", (3, 3, 3), 3, config.base_dim)
+    yield from _conv_rows("encoder.conv_in", "encoder.conv1", (3, 3, 3), 3, config.base_dim)
     c, at = config.base_dim, 0  # both checkpoints number the encoder's blocks through
     for stage, f in enumerate(widths):
         for _ in range(config.num_res_blocks):
-            yield from _residual_leaves(f"encoder.down_blocks.{at}", f"encoder.downsamples.{at}", c, f)
+            yield from _residual_rows(f"encoder.down_blocks.{at}", f"encoder.downsamples.{at}", c, f)
             c, at = f, at + 1
         if stage < len(widths) - 1:
             time = f if config.temporal_downsample[stage] else 0
-            yield from _resample_leaves(f"encoder.down_blocks.{at}", f"encoder.downsamples.{at}", f, f, time)
+            yield from _resample_rows(f"encoder.down_blocks.{at}", f"encoder.downsamples.{at}", f, f, time)
             at += 1
-    yield from _middle_leaves("encoder", c)
-    yield from _head_leaves("encoder", c, 2 * config.z_dim)
-    yield from _conv_leaves("quant_conv", "conv1", (1, 1, 1), 2 * config.z_dim, 2 * config.z_dim)
+    yield from _middle_rows("encoder", c)
+    yield from _head_rows("encoder", c, 2 * config.z_dim)
+    yield from _conv_rows("quant_conv", "conv1", (1, 1, 1), 2 * config.z_dim, 2 * config.z_dim)
 
-    yield from _conv_leaves("post_quant_conv", "conv2", (1, 1, 1), config.z_dim, config.z_dim)
-    yield from _conv_leaves("decoder.conv_in", "decoder.conv1", (3, 3, 3), config.z_dim, widths[-1])
-    yield from _middle_leaves("decoder", widths[-1])
+    yield from _conv_rows("post_quant_conv", "conv2", (1, 1, 1), config.z_dim, config.z_dim)
+    yield from _conv_rows("decoder.conv_in", "decoder.conv1", (3, 3, 3), config.z_dim, widths[-1])
+    yield from _middle_rows("decoder", widths[-1])
     c, at = widths[-1], 0  # diffusers numbers the decoder's blocks by stage, the original through
     for stage, f in enumerate(reversed(widths)):
         for block in range(config.num_res_blocks + 1):
             diffusers = f"decoder.up_blocks.{stage}.resnets.{block}"
-            yield from _residual_leaves(diffusers, f"decoder.upsamples.{at}", c, f)
+            yield from _residual_rows(diffusers, f"decoder.upsamples.{at}", c, f)
             c, at = f, at + 1
         if stage < len(widths) - 1:
             time = 2 * f if config.temporal_downsample[::-1][stage] else 0
             diffusers = f"decoder.up_blocks.{stage}.upsamplers.0"
-            yield from _resample_leaves(diffusers, f"decoder.upsamples.{at}", f, f // 2, time)
+            yield from _resample_rows(diffusers, f"decoder.upsamples.{at}", f, f // 2, time)
             c, at = f // 2, at + 1
-    yield from _head_leaves("decoder", c, 3)
+    yield from _head_rows("decoder", c, 3)
 
 
-def names(config: WanVAEConfig, spelling: str = "diffusers") -> dict[Path, tuple[str, tuple[int, ...]]]:
-    """Our path of every parameter to its key in a checkpoint and the permutation that makes its array ours.
+def table(config: WanVAEConfig) -> parameters.Table:
+    """Every parameter of the model."""
+    return dict(_rows(config))
 
-    ``spelling`` is ``"diffusers"`` (``AutoencoderKLWan``) or ``"original"`` (``Wan2.1_VAE.pth``); arrays are alike.
+
+def names(config: WanVAEConfig) -> dict[str, tuple[tuple[str, str], tuple[int, ...]]]:
+    """Our path of every parameter to its keys in a checkpoint and the permutation that makes its array ours.
+
+    The first key is diffusers' (``AutoencoderKLWan``), the second the original's (``Wan2.1_VAE.pth``).
     """
-    return {leaf.path: (getattr(leaf, spelling), leaf.permutation) for leaf in leaves(config)}
+    return parameters.names(table(config))
 
 
 def init(config: WanVAEConfig, key: Array) -> dict:
     """Fresh float32 parameters: kernels of variance 1 / fan-in, the attentions' projections zero as in the original."""
-    params: dict = {}
-    for i, leaf in enumerate(leaves(config)):
-        *path, name = leaf.path
-        if name == "kernel" and path[-1] != "proj":
-            value = jax.nn.initializers.lecun_normal(tuple(range(len(leaf.shape) - 1)))(
-                jax.random.fold_in(key, i), leaf.shape
-            )
-        else:
-            value = (jnp.ones if name == "gain" else jnp.zeros)(leaf.shape)
-        node = params
-        for part in path:
-            node = node.setdefault(part, {})
-        node[name] = value
-    return params
+    return parameters.init(table(config), key)
 
 
 def abstract(config: WanVAEConfig) -> dict:
     """The shapes and dtypes of :func:`init`."""
-    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    return parameters.abstract(table(config))
 
 
 # The networks.
@@ -226,10 +219,11 @@ class _Run:
     def conv(self, params: dict, x: Array, stride: int = 1) -> Array:
         kernel = params["kernel"]
         kernel = kernel if kernel.ndim == 5 else kernel[None]
-        return causal_conv(x, kernel, stride, self.implementation) + params["bias"]
+        return causal_conv(x.astype(kernel.dtype), kernel, stride, self.implementation) + params["bias"]
 
     def causal(self, params: dict, x: Array, name: str) -> Array:
-        return self.conv(params, self.with_past(name, x, params["kernel"].shape[0] - 1))
+        kernel = params["kernel"]
+        return self.conv(params, self.with_past(name, x.astype(kernel.dtype), kernel.shape[0] - 1))
 
 
 def channel_norm(x: Float[Array, "*b c"], gain: Float[Array, "*ones c"]) -> Float[Array, "*b c"]:
@@ -240,8 +234,7 @@ def channel_norm(x: Float[Array, "*b c"], gain: Float[Array, "*ones c"]) -> Floa
 
 
 def _activate(x: Array, params: dict) -> Array:
-    """``silu(norm(x))``, rounded once."""
-    return jax.nn.silu(channel_norm(x, params["gain"])).astype(x.dtype)
+    return jax.nn.silu(channel_norm(x, params["gain"]))
 
 
 def residual(params: dict, x: Float[Array, "b t h w c"], run: _Run, name: str) -> Float[Array, "b t h w f"]:
@@ -250,7 +243,8 @@ def residual(params: dict, x: Float[Array, "b t h w c"], run: _Run, name: str) -
     y = run.causal(params["conv1"], y, f"{name}/conv1")
     y = _activate(y, params["norm2"])
     y = run.causal(params["conv2"], y, f"{name}/conv2")
-    return y + (run.conv(params["conv_shortcut"], x) if "conv_shortcut" in params else x)
+    x = run.conv(params["conv_shortcut"], x) if "conv_shortcut" in params else x
+    return x.astype(jnp.float32) + y
 
 
 def attention(params: dict, x: Float[Array, "b t h w c"], run: _Run) -> Float[Array, "b t h w c"]:
@@ -266,7 +260,7 @@ def attention(params: dict, x: Float[Array, "b t h w c"], run: _Run) -> Float[Ar
         weights = jax.nn.softmax(scores, axis=(-2, -1)).astype(v.dtype)
         return jnp.einsum("bhwij,bijc->bhwc", weights, v)
 
-    qkv = run.conv(params["to_qkv"], channel_norm(x, params["norm"]["gain"]).astype(x.dtype))
+    qkv = run.conv(params["to_qkv"], channel_norm(x, params["norm"]["gain"]))
     y = jnp.moveaxis(lax.map(frame, jnp.moveaxis(qkv, 1, 0)), 0, 1)
     return x + run.conv(params["proj"], y)
 
@@ -274,9 +268,10 @@ def attention(params: dict, x: Float[Array, "b t h w c"], run: _Run) -> Float[Ar
 def downsample(params: dict, x: Float[Array, "b t h w c"], run: _Run, name: str) -> Float[Array, "b t2 h2 w2 c"]:
     """Space, and with a convolution in time the frames after the first too, at half the rate."""
     b, t, *rest = x.shape
+    kernel = params["resample"]["kernel"]
     x = lax.conv_general_dilated(
-        x.reshape(b * t, *rest),
-        params["resample"]["kernel"],
+        x.reshape(b * t, *rest).astype(kernel.dtype),
+        kernel,
         (2, 2),
         ((0, 1), (0, 1)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -294,6 +289,7 @@ def downsample(params: dict, x: Float[Array, "b t h w c"], run: _Run, name: str)
 
 def upsample(params: dict, x: Float[Array, "b t h w c"], run: _Run, name: str) -> Float[Array, "b t2 h2 w2 c2"]:
     """Space, and with a convolution in time the frames after the first too, at twice the rate."""
+    x = x.astype(params["resample"]["kernel"].dtype)
     if "time_conv" in params:
         lead, rest = (x[:, :1], x[:, 1:]) if run.first else (x[:, :0], x)
         seen = run.with_past(name, rest, 2)
@@ -338,7 +334,7 @@ def encode(
     if n == 0 or n % group != (1 % group if state is None else 0):
         raise ValueError(f"expected {group} k{' + 1' if state is None else ''} frames, found {n}")
     run, net = _Run(state, implementation), params["encoder"]
-    x = run.causal(net["conv_in"], video.astype(net["conv_in"]["kernel"].dtype), "conv_in")
+    x = run.causal(net["conv_in"], video, "conv_in")
     for i in range(len(net["down_blocks"])):
         block = net["down_blocks"][str(i)]
         x = (downsample if "resample" in block else residual)(block, x, run, f"down_blocks/{i}")
@@ -371,7 +367,7 @@ def decode(
         raise ValueError("expected latent frames, found none")
     run, net = _Run(state, implementation), params["decoder"]
     z = latents * jnp.array(config.latents_std) + jnp.array(config.latents_mean)
-    x = run.conv(params["post_quant_conv"], z.astype(net["conv_in"]["kernel"].dtype))
+    x = run.conv(params["post_quant_conv"], z)
     x = _middle(net["mid_block"], run.causal(net["conv_in"], x, "conv_in"), run)
     for i in range(len(net["up_blocks"])):
         block = net["up_blocks"][str(i)]
