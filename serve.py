@@ -18,7 +18,8 @@ import numpy as np
 
 from data_pipeline.schema import REFERENCES
 from lpm_jax.errors import ArgumentParser, InputError, run_door
-from lpm_jax.media import FPS, SAMPLE_RATE, Mp4Writer, check_output, check_prompt, load_audio, load_image
+from lpm_jax.media import FPS, SAMPLE_RATE, Mp4Writer, check_output, check_prompt, load_audio
+from lpm_jax.pictures import load_image, read_references
 from lpm_jax.serving.library import Library
 from lpm_jax.serving.progress import Progress
 
@@ -54,7 +55,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse()
     logging.basicConfig(format="note: %(message)s", stream=sys.stdout)
-    logging.getLogger("lpm_jax.media").setLevel(logging.INFO)
+    for name in ("lpm_jax.media", "lpm_jax.pictures"):
+        logging.getLogger(name).setLevel(logging.INFO)
     args.prompt = check_prompt(args.prompt)
     if args.model != "toy" and not Path(args.model).is_dir():
         raise InputError(f"--model: expected 'toy' or the folder of a checkpoint, found {args.model!r}")
@@ -62,25 +64,11 @@ def main() -> None:
         raise InputError(f"--seed: expected 0 to {2**31 - 1}, found {args.seed}")
     if args.steps is not None and not 1 <= args.steps <= 100:
         raise InputError(f"--steps: expected 1 to 100, found {args.steps}")
-    references = read_references(args.reference)
+    references = {kind: load_image(path, SIZE) for kind, path in read_references(args.reference).items()}
     if args.out is None:
         live(args, references)
     else:
         to_file(args, references)
-
-
-def read_references(texts: list[str]) -> dict[str, np.ndarray]:
-    """``view/left=me-left.png`` as kinds and pictures."""
-    found: dict[str, np.ndarray] = {}
-    for text in texts:
-        kind, _, path = text.partition("=")
-        if kind not in REFERENCES[1:] or not path:
-            kinds = ", ".join(REFERENCES[1:])
-            raise InputError(f"--reference: expected KIND=FILE with KIND one of {kinds}, found {text!r}")
-        if kind in found:
-            raise InputError(f"--reference: expected each kind once, found {kind} twice")
-        found[kind] = load_image(path, SIZE)
-    return found
 
 
 def tracks(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:

@@ -13,8 +13,9 @@ import numpy as np
 
 from lpm_jax import Pipeline
 from lpm_jax.errors import ArgumentParser, run_door
-from lpm_jax.media import load_audio, load_image
-from lpm_jax.models.vae import toy
+from lpm_jax.media import load_audio
+from lpm_jax.models import vae
+from lpm_jax.pictures import load_image
 from lpm_jax.training.sheets import save_sheet
 
 
@@ -29,8 +30,8 @@ def main() -> None:
     pipe = Pipeline.from_pretrained(args.model)
     picture = load_image(astronaut()[:300, 75:375], pipe.size)
     speech = load_audio(args.speech)
-    z, _ = toy.encode(pipe.config.vae, pipe.params["vae"], toy.to_unit(picture[None, None]))
-    alone = np.asarray(toy.to_pixels(toy.decode(pipe.config.vae, pipe.params["vae"], z)[0]))[0, 0]
+    z, _ = vae.encode(pipe.config.vae, pipe.params["vae"], vae.to_unit(picture[None, None]))
+    alone = np.asarray(vae.to_pixels(vae.decode(pipe.config.vae, pipe.params["vae"], z)[0]))[0, 0]
     frames = np.concatenate([chunk.frames for chunk in pipe.stream(image=picture, audio=speech, seed=0)])
     picks = np.linspace(0, len(frames) - 1, 16).astype(int)
     save_sheet(args.out, [np.stack([picture, alone]), frames[picks[:8]], frames[picks[8:]]])

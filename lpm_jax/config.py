@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import types
 import typing
 from pathlib import Path
@@ -26,26 +27,122 @@ class VAEConfig:
     decoder_blocks: int = 4
     noise: float = 0.05  # fixed posterior standard deviation
     kl: float = 1e-4  # weight of the posterior mean's square: keeps the latent's scale near one
+    group = 4  # video frames per latent frame
+    stride = 8  # pixels per latent cell, each side
+
+
+@dataclasses.dataclass(frozen=True)
+class WanVAEConfig:
+    """The Wan 2.1 VAE (``models/vae/wan.py``): sizes as in diffusers' config, defaults as published, 126,892,531
+    parameters."""
+
+    base_dim: int = 96  # channels at full resolution
+    z_dim: int = 16  # latent channels
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)  # of base_dim, a stage each; space is halved between stages
+    num_res_blocks: int = 2  # of a stage of the encoder; the decoder has one more
+    attn_scales: tuple[float, ...] = ()  # none is published, and the reference cannot run any
+    temporal_downsample: tuple[bool, ...] = (False, True, True)  # whether time is halved too
+    latents_mean: tuple[float, ...] = (
+        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+    )  # fmt: skip
+    latents_std: tuple[float, ...] = (
+        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.attn_scales:
+            raise ValueError(f"attn_scales: expected none, found {self.attn_scales}")
+        lengths = {"temporal_downsample": len(self.dim_mult) - 1, "latents_mean": self.z_dim, "latents_std": self.z_dim}
+        for name, length in lengths.items():
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"{name}: expected {length} values, found {len(getattr(self, name))}")
+
+    @property
+    def group(self) -> int:
+        """Video frames per latent frame."""
+        return 2 ** sum(self.temporal_downsample)
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent cell, each side."""
+        return 2 ** len(self.temporal_downsample)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wav2VecConfig:
+    """The wav2vec 2.0 audio encoder (``models/wav2vec.py``). The defaults are wav2vec 2.0 base; comments give the names
+    in its ``config.json``."""
+
+    width: int = 768  # hidden_size
+    layers: int = 12  # num_hidden_layers
+    heads: int = 12  # num_attention_heads
+    ffn: int = 3072  # intermediate_size
+    channels: int = 512  # conv_dim, the same in every convolution
+    kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)  # conv_kernel
+    strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)  # conv_stride
+    conv_bias: bool = False
+    norm: str = "group"  # feat_extract_norm: "group" (first convolution, over time) or "layer" (all, over channels)
+    position_kernel: int = 128  # num_conv_pos_embeddings
+    position_groups: int = 16  # num_conv_pos_embedding_groups
+    stable: bool = False  # do_stable_layer_norm
+    eps: float = 1e-5  # layer_norm_eps
+    normalize: bool = True  # do_normalize of the feature extractor: each utterance to mean 0 and variance 1
+
+    @property
+    def hop(self) -> int:
+        """Samples from one feature to the next: 320."""
+        return math.prod(self.strides)
+
+    @property
+    def field(self) -> int:
+        """Samples that a feature sees before the transformer: 400."""
+        steps = [math.prod(self.strides[:i]) for i in range(len(self.strides))]
+        return 1 + sum((kernel - 1) * step for kernel, step in zip(self.kernels, steps, strict=True))
+
+    def features(self, samples: Any) -> Any:
+        """How many features ``samples`` (an integer or an array of them) become."""
+        return (samples - self.field) // self.hop + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class UMT5Config:
+    """The umT5 text encoder (``models/umt5.py``). The defaults are umT5-XXL; comments give the names in its
+    ``config.json``."""
+
+    vocabulary: int = 256_384  # vocab_size
+    width: int = 4096  # d_model
+    head_dim: int = 64  # d_kv
+    ffn: int = 10_240  # d_ff
+    layers: int = 24  # num_layers
+    heads: int = 64  # num_heads
+    buckets: int = 32  # relative_attention_num_buckets
+    max_distance: int = 128  # relative_attention_max_distance
+    eps: float = 1e-6  # layer_norm_epsilon
+    tokens: int = 512  # Wan's text length
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioConfig:
-    """Log-mel features in tokens of one video frame each (``models/audio.py``)."""
+    """Audio tokens of one video frame each (``models/audio.py``): log-mel, or wav2vec 2.0 where it is given."""
 
     bands: int = 40
     hops_per_frame: int = 4  # mel columns per video frame: 96 Hz at 24 fps
     width: int = 256  # width of the encoded audio tokens
     speak_window: float = 0.2  # seconds each side [SPEC 2]
     listen_window: float = 1.5
+    wav2vec: Wav2VecConfig | None = None  # frozen; ``bands`` and ``hops_per_frame`` then mean nothing
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """A tiny word encoder trained with the model (``models/text.py``)."""
+    """A tiny word encoder trained with the model (``models/text.py``), or umT5 where it is given."""
 
     vocabulary: int = 2048
     tokens: int = 24
     width: int = 256
+    umt5: UMT5Config | None = None  # frozen; it has its own vocabulary, and ``tokens`` and ``width`` are its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +202,19 @@ class StreamConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Offline video from Base (``base/``): the solver, its guidance and the segments of a long video."""
+
+    steps: int = 40
+    shift: float = 5.0  # Wan's timestep shift, for inference: 3 at 480p and 5 at 720p in Wan's own code
+    text_scale: float = 5.0
+    audio_scale: float = 4.0
+    segment: int = 125  # frames, 4 k + 1: the first is given, the others are generated
+    overlap: int = 2  # latent frames that a segment shares with the one before it
+    tail_level: float = 0.5  # noise that the shared frames start from: 0 keeps those of the segment before, 1 redraws
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One stage's run (``training/loop.py``)."""
 
@@ -145,12 +255,13 @@ class Config:
     name: str
     size: int = 128
     data: str = "runs/performers"
-    vae: VAEConfig = VAEConfig()
+    vae: VAEConfig | WanVAEConfig = VAEConfig()
     audio: AudioConfig = AudioConfig()
     text: TextConfig = TextConfig()
     dit: DiTConfig = DiTConfig()
     flow: FlowConfig = FlowConfig()
     stream: StreamConfig = StreamConfig()
+    sample: SampleConfig = SampleConfig()
     train: TrainConfig = TrainConfig()
     stages: typing.Mapping[str, dict] = dataclasses.field(default_factory=dict, hash=False, compare=False)
 
@@ -234,9 +345,20 @@ def from_dict(data: Any, kind: type = Config) -> Any:
         if name not in hints:
             raise InputError(f"config: expected fields of {kind.__name__}, found {name!r}")
         hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            value = from_dict(value, hint)
-        elif typing.get_origin(hint) is tuple:
+        members = [member for member in typing.get_args(hint) or (hint,) if dataclasses.is_dataclass(member)]
+        if members and not (value is None and type(None) in typing.get_args(hint)):
+            # Of several, the one that has all these fields.
+            knows = [m for m in members if isinstance(value, dict) and value.keys() <= typing.get_type_hints(m).keys()]
+            value = from_dict(value, (knows or members)[0])
+        elif hint in (int, float, str, bool):
+            fits = (int, float) if hint is float else hint
+            if not isinstance(value, fits) or isinstance(value, bool) and hint is not bool:
+                raise InputError(f"config: {kind.__name__}.{name}: expected {hint.__name__}, found {value!r}")
+            value = hint(value)
+        elif isinstance(value, list):
             value = tuple(value)
         values[name] = value
-    return kind(**values)
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config: {kind.__name__}: {error}") from None

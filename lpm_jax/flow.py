@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from lpm_jax.config import FlowConfig
@@ -58,7 +59,7 @@ def clean_from_output(prediction: str, output: Array, shown: Array, level: Float
     return shown - _beside(level, shown) * output
 
 
-def shift_level(level: Array, shift: float) -> Array:
+def shift_level(level: ArrayLike, shift: float) -> ArrayLike:
     """Wan's timestep shift: ``shift t / (1 + (shift - 1) t)``; 1 leaves the level as it is."""
     return shift * level / (1 + (shift - 1) * level)
 

@@ -22,6 +22,7 @@ from lpm_jax.errors import InputError
 from lpm_jax.tensors import Target, Tensor, flatten, unflatten
 
 Shape = tuple[int, ...]
+LARGE = 2**28  # bytes: what is smaller is read as a whole
 Fresh = Callable[[int, Shape], np.ndarray]  # of a layer and its shape
 
 
@@ -200,14 +201,15 @@ def load(leaves: Mapping[str, Leaf], shardings: Callable[[str, tuple[int, ...]],
 
 
 def saved_leaves(directory: str | Path, name: str, abstract: Any, dtype: Any = None) -> dict[str, Leaf]:
-    """For :func:`load`: a model in our own layout (``name-*.safetensors``), checked against ``abstract``, by rows."""
+    """For :func:`load`: a model in our own layout (``name-*.safetensors``), checked against ``abstract``; what is large
+    by rows."""
     directory = Path(directory)
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()}
     source = tensors.read_headers(tensors.find_files(directory, name))
     whole = {path: Names((path,), tuple(range(len(shape)))) for path, shape in shapes.items()}
     leaves = plan(directory, source, whole, shapes, dtype=dtype)
     for path, leaf in leaves.items():
-        if len(leaf.shape) > 2:
+        if len(leaf.shape) > 2 and leaf.target().nbytes > LARGE:
             rows = [functools.partial(read_row, source[path], i) for i in range(leaf.shape[0])]
             leaves[path] = leaf._replace(stacked=True, parts=rows)
     return leaves

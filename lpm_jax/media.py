@@ -1,4 +1,4 @@
-"""Sound, pictures and prompts from outside, checked and brought to the one form the model reads; and the MP4 writer.
+"""Sound and prompts from outside, checked and brought to the one form the model reads; and the MP4 writer.
 
 Whatever is wrong with a file becomes an ``InputError`` of one line. Nothing here needs JAX, so that a command-line door
 can reject bad input at once. Decoders are limited to plain media formats: no playlists, no scripts, no network.
@@ -11,14 +11,12 @@ import logging
 import math
 import os
 import struct
-import warnings
 from pathlib import Path
 
 import av
 import numpy as np
 from av.audio.resampler import AudioResampler
 from jaxtyping import Float, Int16, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lpm_jax.errors import InputError, one_line
 
@@ -27,15 +25,11 @@ log = logging.getLogger(__name__)  # INFO: what was done to odd but valid input
 SAMPLE_RATE = 24_000  # Hz
 FPS = 24
 MIN_SECONDS = 0.05
-MIN_SIDE = 32  # pixels; a face in anything smaller is unreadable
-MAX_PIXELS = 120_000_000
 MAX_PROMPT_CHARACTERS = 2_000
 MAX_PROMPT_BYTES = 100_000
 AUDIO_FORMATS = "wav,w64,rf64,mp3,flac,ogg,mov,mp4,m4a,aac,matroska,webm,aiff,caf,au,amr"
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA")
 
 AudioSource = str | os.PathLike | io.IOBase | np.ndarray
-ImageSource = str | os.PathLike | io.IOBase | Image.Image | np.ndarray
 
 
 def check_prompt(prompt: object) -> str:
@@ -65,8 +59,8 @@ def load_audio(
     if isinstance(source, np.ndarray):
         samples = _check_array(source, name or "audio")
     else:
-        name = name or _name(source, "audio")
-        file = _open(source, name)
+        name = name or source_name(source, "audio")
+        file = open_source(source, name)
         try:
             samples = _decode(file, name, sample_rate, max_seconds)
         finally:
@@ -84,11 +78,11 @@ def load_audio(
     return samples
 
 
-def _name(source: object, otherwise: str) -> str:
+def source_name(source: object, otherwise: str) -> str:
     return (str(source) or "''") if isinstance(source, (str, os.PathLike)) else otherwise
 
 
-def _open(source: str | os.PathLike | io.IOBase, name: str) -> io.IOBase:
+def open_source(source: str | os.PathLike | io.IOBase, name: str) -> io.IOBase:
     if not isinstance(source, (str, os.PathLike)):
         return source
     path = Path(source)
@@ -220,76 +214,6 @@ def pcm16(samples: Float[np.ndarray, " samples"]) -> Int16[np.ndarray, " samples
     return np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
 
 
-# --- pictures ----------------------------------------------------------------------------------------------------
-
-
-def load_image(source: ImageSource, size: int = 128, *, name: str = "") -> UInt8[np.ndarray, "size size 3"]:
-    """Any picture as a square of ``size`` pixels: upright (EXIF), over neutral grey where transparent, cut to a square
-    whose centre lies a third from the top of a portrait (faces are there) and in the middle of a landscape.
-
-    Raises ``InputError`` for what is no picture, is damaged, has more than 120 million pixels or a side under 32.
-    """
-    if isinstance(source, np.ndarray):
-        name = name or "image"
-        grey_or_colour = source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (3, 4))
-        if source.dtype != np.uint8 or not grey_or_colour:
-            raise InputError(f"{name}: expected uint8 [height, width, 3], found {source.dtype} {list(source.shape)}")
-        _check_size(name, source.shape[1], source.shape[0])
-        return _square(Image.fromarray(source), size, name)
-    if isinstance(source, Image.Image):
-        _check_size(name or "image", *source.size)
-        return _square(source, size, name or "image")
-    name = name or _name(source, "image")
-    file = _open(source, name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own, lower bomb limit; ours follows
-            image = Image.open(file, formats=IMAGE_FORMATS)
-            _check_size(name, *image.size)
-            image.draft("RGB", (4 * size, 4 * size))  # JPEG only: decode large photographs at a fraction of their size
-            return _square(image, size, name)
-    except InputError:
-        raise
-    except UnidentifiedImageError:
-        raise InputError(f"{name}: expected a picture (png, jpeg, webp), found another kind of file") from None
-    except Image.DecompressionBombError:
-        raise InputError(f"{name}: expected at most {MAX_PIXELS:,} pixels, found more than twice as many") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise InputError(f"{name}: expected a picture, found damaged data ({one_line(error, 80)})") from None
-    finally:
-        if file is not source:
-            file.close()
-
-
-def _check_size(name: str, width: int, height: int) -> None:
-    if min(width, height) < MIN_SIDE:
-        raise InputError(
-            f"{name}: no face-sized image: expected at least {MIN_SIDE} pixels a side, found {width}x{height}"
-        )
-    if width * height > MAX_PIXELS:
-        raise InputError(f"{name}: expected at most {MAX_PIXELS:,} pixels, found {width}x{height}")
-
-
-def _square(image: Image.Image, size: int, name: str) -> UInt8[np.ndarray, "size size 3"]:
-    original = image.size
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit and float greyscale: Pillow would clip them
-        x = np.asarray(image, np.float32)
-        top = 65535.0 if image.mode.startswith("I") else max(float(x.max()), 1e-6)
-        image = Image.fromarray(np.clip(x * (255 / top), 0, 255).astype(np.uint8))
-    rgba = image.convert("RGBA")
-    image = Image.alpha_composite(Image.new("RGBA", rgba.size, (128, 128, 128, 255)), rgba).convert("RGB")
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, int(np.clip(round(height / 3 - side / 2), 0, height - side))
-    image = image.crop((left, top, left + side, top + side))
-    filters = Image.Resampling
-    out = image.resize((size, size), filters.LANCZOS if side > size else filters.BICUBIC)
-    if width != height or width > 2000:
-        log.info("%s: %dx%d, cut to a square and scaled to %dx%d", name, *original, size, size)
-    return np.asarray(out, np.uint8)
-
-
 # --- files -------------------------------------------------------------------------------------------------------
 
 
@@ -311,21 +235,22 @@ class Mp4Writer:
     """H.264 (yuv420p) and AAC in an MP4 that appears under its name only when it is complete.
 
     The picture lasts as long as ``audio``: ceil(seconds * fps) frames; surplus frames are dropped, and closing with too
-    few is an error. Use as a context manager; an exception inside leaves no file. ``size`` is the side of the square
-    frames in pixels and must be even, ``audio`` the whole sound track at ``sample_rate`` Hz.
+    few is an error. Use as a context manager; an exception inside leaves no file. ``size`` is the frames' height and
+    width in pixels, both even, or one number for squares; ``audio`` is the whole sound track at ``sample_rate`` Hz.
     """
 
     def __init__(
         self,
         path: str | os.PathLike,
-        size: int = 128,
+        size: int | tuple[int, int] = 128,
         fps: int = FPS,
         sample_rate: int = SAMPLE_RATE,
         *,
         audio: Float[np.ndarray, " samples"],
         title: str = "",
     ) -> None:
-        self.path, self.size, self.fps, self.sample_rate = Path(path), size, fps, sample_rate
+        self.path, self.fps, self.sample_rate = Path(path), fps, sample_rate
+        self.size = (size, size) if isinstance(size, int) else size
         self.total = math.ceil(len(audio) * fps / sample_rate - 1e-6)
         self.written = 0  # frames
         self._audio = np.zeros(max(len(audio), self.total * sample_rate // fps), np.float32)
@@ -347,7 +272,7 @@ class Mp4Writer:
         if self._title:
             self._box.metadata["title"] = self._title
         self._video = self._box.add_stream("libx264", rate=self.fps, options={"crf": "14", "preset": "medium"})
-        self._video.width = self._video.height = self.size
+        self._video.height, self._video.width = self.size
         self._video.pix_fmt = "yuv420p"
         self._sound = self._box.add_stream("aac", rate=self.sample_rate, layout="mono")
         self._sound.bit_rate = 96_000

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -13,18 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data_pipeline.schema import FPS, REFERENCES, SAMPLE_RATE
-from lpm_jax.checkpoint import load_weights, write_json
-from lpm_jax.checkpoint import save_weights as save_tree
-from lpm_jax.config import Config, from_dict
+from data_pipeline.schema import FPS, SAMPLE_RATE
+from lpm_jax import pretrained
+from lpm_jax.config import Config
 from lpm_jax.errors import InputError
-from lpm_jax.media import check_prompt, load_audio, load_image
-from lpm_jax.models import conditions
-from lpm_jax.models.text import tokenize
-from lpm_jax.models.vae import toy
+from lpm_jax.media import check_prompt, load_audio
+from lpm_jax.models import conditions, text
+from lpm_jax.pictures import load_image, reference_kind
 from lpm_jax.streaming import generator
 
-BUNDLED = Path(__file__).parent / "assets"
 SPEECH_FLOOR = 1e-3  # RMS below which half a second of sound counts as silence
 
 
@@ -41,13 +37,15 @@ class Chunk:
 class Pipeline:
     """A model ready to perform. See :meth:`from_pretrained`, :meth:`stream` and :meth:`open`."""
 
-    def __init__(self, config: Config, params: dict):
+    def __init__(self, config: Config, params: dict, prompts: Callable[[str], np.ndarray] | None = None):
+        """``prompts`` makes ids of a prompt; by default the small encoder's."""
         self.config = config
+        self.prompts = prompts or text.reader(config.text)
         self.params = jax.tree.map(jnp.asarray, params)
         self.size = config.size
         self.fps = FPS
         self.sample_rate = SAMPLE_RATE
-        self.chunk_frames = config.stream.chunk * toy.GROUP
+        self.chunk_frames = config.stream.chunk * config.vae.group
         self.compile_seconds = 0.0
         self._warm = False
 
@@ -58,29 +56,12 @@ class Pipeline:
         Raises:
           InputError: there is no such model, or its files do not fit its config.
         """
-        directory = Path(name_or_dir)
-        if not directory.is_dir():
-            directory = BUNDLED / str(name_or_dir)
-        path = directory / "config.json"
-        if not path.is_file():
-            bundled = sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
-            raise InputError(
-                f"--model {name_or_dir}: expected a bundled model ({', '.join(bundled)}) or a folder with config.json"
-            )
-        try:
-            config = from_dict(json.loads(path.read_text()))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise InputError(f"{path}: expected a model's config, found {error}") from None
-        params = load_weights(directory, "model", conditions.abstract(config))
-        vae = jax.eval_shape(lambda: toy.init(config.vae, jax.random.key(0)))
-        return cls(config, params | {"vae": load_weights(directory, "vae", vae)})
+        config, params = pretrained.load(name_or_dir, jnp.float32)
+        return cls(config, params, text.reader(config.text, pretrained.locate(name_or_dir)))
 
     def save(self, directory: str | Path, dtype=jnp.bfloat16) -> None:
         """Writes ``config.json`` and safetensors shards (each under 15 MiB) into ``directory``."""
-        params = dict(self.params)
-        save_tree(directory, "vae", params.pop("vae"), dtype)
-        save_tree(directory, "model", params, dtype)
-        write_json(Path(directory) / "config.json", dataclasses.asdict(self.config))
+        pretrained.save(directory, self.config, self.params, dtype)
 
     def warm_up(self) -> None:
         """Compiles everything a stream needs; ``compile_seconds`` tells how long it took."""
@@ -160,10 +141,8 @@ class Stream:
         picture = load_image(image, pipeline.size)
         pictures, kinds, valid = [picture, picture], [conditions.FIRST_FRAME, conditions.GLOBAL], [True, True]
         for name, source in references.items():
-            if name not in REFERENCES[1:]:
-                raise InputError(f"reference {name!r}: expected one of {', '.join(REFERENCES[1:])}")
+            kinds.append(reference_kind(name))
             pictures.append(load_image(source, pipeline.size))
-            kinds.append(REFERENCES.index(name) + 1)
             valid.append(True)
         for _ in range(slots - len(references)):
             pictures.append(picture)
@@ -182,7 +161,7 @@ class Stream:
         self.time = 0.0
 
     def _ids(self, prompt: str) -> np.ndarray:
-        return tokenize(self.pipeline.config.text, check_prompt(prompt))[None]
+        return self.pipeline.prompts(check_prompt(prompt))[None]
 
     def set_prompt(self, prompt: str) -> None:
         """Takes effect at the next chunk; motion goes on."""

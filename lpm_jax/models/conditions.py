@@ -1,6 +1,8 @@
 """What a pass is told: text, two audio branches, references; and where everything stands in the sequence.
 
-Parameters of a model: ``{"dit", "text", "speak", "listen"}``; the two audio encoders are separate (SPEC section 2).
+Parameters of a model: ``{"dit", "speak", "listen", "prior", "text"}``; what brings sound to the transformer is separate
+for the two branches (SPEC section 2). Large models read frozen encoders: umT5 is their ``"text"``, and wav2vec 2.0
+their ``"audio"``, which both branches share; :func:`init` makes neither.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from lpm_jax.config import Config, DiTConfig
-from lpm_jax.models import dit
-from lpm_jax.models.audio import AudioEncoder, branch
+from lpm_jax.config import AudioConfig, Config, DiTConfig
+from lpm_jax.models import dit, umt5
+from lpm_jax.models.audio import FPS, SAMPLE_RATE, STRIDE, AudioEncoder, AudioFeatures, LogMel, branch
 from lpm_jax.models.text import TextEncoder
+from lpm_jax.models.wav2vec import Wav2Vec
 from lpm_jax.nn.rope import angles_3d
 
 #: Reference kinds in the order of ``data_pipeline.schema.REFERENCES`` after a leading "first frame".
@@ -23,22 +26,48 @@ FIRST_FRAME, GLOBAL, VIEWS, EXPRESSIONS = 0, 1, 2, 6
 def init(config: Config, key: Array) -> dict:
     """Fresh parameters of the whole model."""
     k1, k2, k3, k4 = jax.random.split(key, 4)
-    features = config.audio.bands * config.audio.hops_per_frame
-    mel = jnp.zeros((1, 4, features))
-    ids = jnp.ones((1, config.text.tokens), jnp.int32)
-    return {
+    tokens = jnp.zeros((1, STRIDE, audio_features(config.audio).features))
+    params = {
         "dit": dit.init(config.dit, k1),
-        "text": TextEncoder(config.text).init(k2, ids)["params"],
-        "speak": AudioEncoder(config.audio).init(k3, mel)["params"],
-        "listen": AudioEncoder(config.audio).init(k4, mel)["params"],
+        "speak": AudioEncoder(config.audio).init(k3, tokens)["params"],
+        "listen": AudioEncoder(config.audio).init(k4, tokens)["params"],
         # Of the latent, per channel: its variance around the reference (flow.py) and what its error counts in the loss.
         "prior": {"variance": jnp.ones((config.dit.channels,)), "weight": jnp.ones((config.dit.channels,))},
     }
+    if config.text.umt5 is None:
+        ids = jnp.ones((1, config.text.tokens), jnp.int32)
+        params["text"] = TextEncoder(config.text).init(k2, ids)["params"]
+    return params
 
 
 def abstract(config: Config) -> dict:
     """Shapes and dtypes of :func:`init` without computing anything."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def audio_features(config: AudioConfig) -> AudioFeatures:
+    """What makes tokens of sound at 24 kHz; its parameters are ``params.get("audio", {})``."""
+    if config.wav2vec is None:
+        return LogMel(config)
+    return Wav2Vec(config.wav2vec, history=2 * SAMPLE_RATE, sample_rate=SAMPLE_RATE)
+
+
+def history_tokens(config: AudioConfig) -> int:
+    """Audio tokens that precede those of a window or chunk: the longer branch's reach, in whole latent frames."""
+    reach = round(max(config.speak_window, config.listen_window) * FPS)
+    return -(-reach // STRIDE) * STRIDE
+
+
+def encode_text(
+    config: Config, params: dict, ids: Int[Array, "b words"]
+) -> tuple[Float[Array, "b words width"], Bool[Array, "b words"]]:
+    """Encoded prompts and which words count. umT5 prompts are padded with -1 and, as in Wan, read whole: beyond a
+    text's end they are zeros that count."""
+    if config.text.umt5 is None:
+        return TextEncoder(config.text).apply({"params": params["text"]}, ids)
+    there = ids >= 0
+    text = umt5.encode(config.text.umt5, params["text"], jnp.maximum(ids, 0), there)
+    return text, jnp.ones(ids.shape, bool)
 
 
 def encode(
@@ -56,7 +85,7 @@ def encode(
     ``keep`` switches branches per sample for guidance dropout: 1 keeps ``"text"`` or ``"audio"``, 0 drops it.
     """
     keep = keep or {}
-    text, mask = TextEncoder(config.text).apply({"params": params["text"]}, ids)
+    text, mask = encode_text(config, params, ids)
     if "text" in keep:
         alone = jnp.arange(ids.shape[1]) == 0  # dropped text is the empty prompt: its start token
         mask = mask & ((keep["text"][:, None] > 0) | alone)

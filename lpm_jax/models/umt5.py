@@ -13,7 +13,6 @@ parameters' dtype, with norms, logits and softmax in float32. ``tests/models/tes
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import html
 import re
@@ -27,28 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from lpm_jax.config import UMT5Config
 from lpm_jax.errors import InputError, one_line
 from lpm_jax.models.dit import RMSNorm
 from lpm_jax.nn import parameters
 from lpm_jax.nn.parameters import Parameter
 
 EOS, PAD = "</s>", "<pad>"
-
-
-@dataclasses.dataclass(frozen=True)
-class UMT5Config:
-    """The encoder's shape; the defaults are umT5-XXL. Comments give the names in its ``config.json``."""
-
-    vocabulary: int = 256_384  # vocab_size
-    width: int = 4096  # d_model
-    head_dim: int = 64  # d_kv
-    ffn: int = 10_240  # d_ff
-    layers: int = 24  # num_layers
-    heads: int = 64  # num_heads
-    buckets: int = 32  # relative_attention_num_buckets
-    max_distance: int = 128  # relative_attention_max_distance
-    eps: float = 1e-6  # layer_norm_epsilon
-    tokens: int = 512  # Wan's text length
 
 
 # ---- tokenizer

@@ -26,49 +26,14 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from lpm_jax.models.audio import FPS
+from lpm_jax.config import Wav2VecConfig
+from lpm_jax.models.audio import FPS, two_thirds
 from lpm_jax.models.dit import layer_norm
 from lpm_jax.nn import parameters
 from lpm_jax.nn.attention import attention
 from lpm_jax.nn.parameters import Parameter
 
 SAMPLE_RATE = 16_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Wav2VecConfig:
-    """The encoder's shape; the defaults are wav2vec 2.0 base. Comments give the names in its ``config.json``."""
-
-    width: int = 768  # hidden_size
-    layers: int = 12  # num_hidden_layers
-    heads: int = 12  # num_attention_heads
-    ffn: int = 3072  # intermediate_size
-    channels: int = 512  # conv_dim, the same in every convolution
-    kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)  # conv_kernel
-    strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)  # conv_stride
-    conv_bias: bool = False
-    norm: str = "group"  # feat_extract_norm: "group" (first convolution, over time) or "layer" (all, over channels)
-    position_kernel: int = 128  # num_conv_pos_embeddings
-    position_groups: int = 16  # num_conv_pos_embedding_groups
-    stable: bool = False  # do_stable_layer_norm
-    eps: float = 1e-5  # layer_norm_eps
-    normalize: bool = True  # do_normalize of the feature extractor: each utterance to mean 0 and variance 1
-
-    @property
-    def hop(self) -> int:
-        """Samples from one feature to the next: 320."""
-        return int(np.prod(self.strides))
-
-    @property
-    def field(self) -> int:
-        """Samples that a feature sees before the transformer: 400."""
-        steps = np.cumprod((1, *self.strides[:-1]))
-        return 1 + int(sum((kernel - 1) * step for kernel, step in zip(self.kernels, steps, strict=True)))
-
-    def features(self, samples: Any) -> Any:
-        """How many features ``samples`` (an integer or an array of them) become."""
-        return (samples - self.field) // self.hop + 1
-
 
 BASE = Wav2VecConfig()
 #: The large models with a norm in every convolution: LV-60, XLSR-53, XLS-R 300M.
@@ -307,13 +272,14 @@ def resample(
 class Wav2Vec:
     """wav2vec 2.0 as :class:`lpm_jax.models.audio.AudioFeatures`: every window is encoded (and normalised) on its own.
 
-    With ``stack`` a token holds all ``layers + 1`` hidden states, one after the other.
+    With ``stack`` a token holds all ``layers + 1`` hidden states, one after the other. ``sample_rate`` is 16,000, or
+    24,000: samples are then brought to 16,000 first (:func:`lpm_jax.models.audio.two_thirds`).
     """
 
     config: Wav2VecConfig = BASE
     history: int = 2 * SAMPLE_RATE  # samples; SPEC section 3, ``online.stream_audio``: with 1 s of new ones
     stack: bool = False
-    sample_rate = SAMPLE_RATE
+    sample_rate: int = SAMPLE_RATE
 
     @property
     def features(self) -> int:
@@ -324,11 +290,16 @@ class Wav2Vec:
         """One token per video frame of the samples after the first ``history``.
 
         Raises:
-          ValueError: these are no whole number of video frames (2,000 samples are three).
+          ValueError: these are no whole number of video frames and of samples at 16 kHz (an eighth of a second is).
         """
         b, n = samples.shape
-        tokens, rest = divmod((n - self.history) * FPS, SAMPLE_RATE)
-        if rest or tokens < 1:
-            raise ValueError(f"expected {self.history} samples of history and a multiple of 2,000, found {n} in all")
+        eighth = self.sample_rate // 8
+        if n <= self.history or (n - self.history) % eighth:
+            raise ValueError(
+                f"expected {self.history} samples of history and a multiple of {eighth:,}, found {n} in all"
+            )
+        tokens = (n - self.history) * FPS // self.sample_rate
+        if self.sample_rate != SAMPLE_RATE:
+            samples = two_thirds(samples)
         x = encode(self.config, params, samples, stack=self.stack)
-        return resample(self.config, x, tokens, start=self.history / SAMPLE_RATE).reshape(b, tokens, -1)
+        return resample(self.config, x, tokens, start=self.history / self.sample_rate).reshape(b, tokens, -1)

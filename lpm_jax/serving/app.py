@@ -20,7 +20,8 @@ from PIL import Image
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lpm_jax.errors import InputError, one_line
-from lpm_jax.media import load_audio, load_image
+from lpm_jax.media import load_audio
+from lpm_jax.pictures import load_image
 from lpm_jax.serving.engine import Engine
 from lpm_jax.serving.library import Library
 from lpm_jax.serving.websocket import Conversation

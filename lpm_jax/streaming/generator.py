@@ -20,10 +20,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from lpm_jax.config import Config
 from lpm_jax.flow import add_noise, clean_from_output, network_input
-from lpm_jax.models import conditions, dit
-from lpm_jax.models.audio import FFT, STRIDE, TOKEN, branch, log_mel
-from lpm_jax.models.text import TextEncoder
-from lpm_jax.models.vae import toy
+from lpm_jax.models import conditions, dit, vae
+from lpm_jax.models.audio import STRIDE, TOKEN, branch
 from lpm_jax.nn.rope import angles_3d
 from lpm_jax.streaming import cache as rolling
 
@@ -45,9 +43,8 @@ class StreamState(NamedTuple):
 
 
 def history_samples(config: Config) -> int:
-    """Samples of sound kept from chunk to chunk: the longer window, in whole latent frames, and one FFT."""
-    reach = round(max(config.audio.speak_window, config.audio.listen_window) * 24)
-    return -(-reach // STRIDE) * STRIDE * TOKEN + FFT
+    """Samples of sound kept from chunk to chunk: tokens before the chunk's own, and what the first of them needs."""
+    return conditions.history_tokens(config.audio) * TOKEN + conditions.audio_features(config.audio).history
 
 
 def chunk_samples(config: Config) -> int:
@@ -55,7 +52,7 @@ def chunk_samples(config: Config) -> int:
 
 
 def grid(config: Config) -> tuple[int, int]:
-    side = config.size // toy.STRIDE // config.dit.patch
+    side = config.size // config.vae.stride // config.dit.patch
     return side, side
 
 
@@ -73,13 +70,14 @@ def start(
     and expressions; ``kinds`` as in ``models/conditions.py``; ``valid`` says which are there."""
     cfg = config.dit
     b, refs = pictures.shape[:2]
-    flat = toy.to_unit(pictures).reshape(b * refs, 1, *pictures.shape[2:])
-    latents = toy.encode(config.vae, params["vae"], flat)[0].reshape(b, refs, *[config.size // toy.STRIDE] * 2, -1)
+    flat = vae.to_unit(pictures).reshape(b * refs, 1, *pictures.shape[2:])
+    latents = vae.encode(config.vae, params["vae"], flat)[0]
+    latents = latents.reshape(b, refs, *latents.shape[2:])
     patches = dit.patchify(cfg, latents)
     tokens = patches.shape[2]
     cache = rolling.empty(config.stream, cfg, refs, b, tokens, patches.dtype)
     times = conditions.reference_times(cfg, kinds)
-    text, mask = TextEncoder(config.text).apply({"params": params["text"]}, ids)
+    text, mask = conditions.encode_text(config, params, ids)
 
     frames = conditions.self_attention_mask(0, None, valid)
     history = cache.k.shape[3]
@@ -92,10 +90,10 @@ def start(
     _, cache = dit.forward(
         cfg, params["dit"], patches, jnp.zeros((b, refs)), 0, silence, dit.Positions(own, context, full), cache, 0
     )
-    _, vae = toy.decode(config.vae, params["vae"], latents[:, :1])
+    _, decoder = vae.decode(config.vae, params["vae"], latents[:, :1])
     samples = jnp.zeros((b, history_samples(config)))
     return StreamState(
-        cache, times, valid, patches[:, 1:2], text, mask, samples, samples, vae, jnp.zeros((), jnp.int32), key
+        cache, times, valid, patches[:, 1:2], text, mask, samples, samples, decoder, jnp.zeros((), jnp.int32), key
     )
 
 
@@ -109,7 +107,7 @@ def _silent_conditions(config: Config, params: dict, text: Array, mask: Array) -
 @partial(jax.jit, static_argnums=0)
 def set_prompt(config: Config, params: dict, state: StreamState, ids: Int[Array, "b words"]) -> StreamState:
     """Another prompt from the next chunk on; motion and identity stay."""
-    text, mask = TextEncoder(config.text).apply({"params": params["text"]}, ids)
+    text, mask = conditions.encode_text(config, params, ids)
     return state._replace(text=text, text_mask=mask)
 
 
@@ -129,8 +127,9 @@ def latent_step(
 
     sound = {"speak": jnp.concatenate([state.speak, speak], axis=1)}
     sound["listen"] = jnp.concatenate([state.listen, listen], axis=1)
-    mel = {name: log_mel(config.audio, x) for name, x in sound.items()}
-    encoded = conditions.encode_audio(config, params, mel["speak"], mel["listen"], chunk, chunk)
+    features = conditions.audio_features(config.audio)
+    heard = {name: features(params.get("audio", {}), x) for name, x in sound.items()}
+    encoded = conditions.encode_audio(config, params, heard["speak"], heard["listen"], chunk, chunk)
     told = dit.Conditions(state.text, state.text_mask, **encoded)
 
     times, valid, own_times, write = rolling.layout(stream, state.chunk)
@@ -161,7 +160,7 @@ def latent_step(
         clean = clean_from_output(cfg.prediction, out, shown, levels)
 
     keep = state.speak.shape[1]
-    side = config.size // toy.STRIDE
+    side = config.size // config.vae.stride
     state = state._replace(
         cache=cache,
         speak=sound["speak"][:, -keep:],
@@ -182,12 +181,12 @@ def chunk_step(
 ) -> tuple[StreamState, UInt8[Array, "b frames h w 3"]]:
     """The next chunk: ``chunk_samples(config)`` samples of each track at 24 kHz to ``4 * chunk`` frames.
 
-    ``params`` is ``{"dit", "text", "speak", "listen", "prior", "vae"}``. ``state`` is donated: use only
+    ``params`` as ``pretrained.load`` returns them. ``state`` is donated: use only
     the one returned.
     """
     state, latents = latent_step(config, params, state, speak, listen)
-    frames, vae = toy.decode(config.vae, params["vae"], latents, state.vae)
-    return state._replace(vae=vae), toy.to_pixels(frames)
+    frames, decoder = vae.decode(config.vae, params["vae"], latents, state.vae)
+    return state._replace(vae=decoder), vae.to_pixels(frames)
 
 
 def memory(config: Config, state: Any) -> int:

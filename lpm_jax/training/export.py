@@ -5,14 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import jax
-
+from lpm_jax import pretrained
 from lpm_jax.checkpoint import load_weights
 from lpm_jax.config import load_config
 from lpm_jax.errors import ArgumentParser, run_door
-from lpm_jax.models import conditions
-from lpm_jax.models.vae import toy
-from lpm_jax.pipeline import Pipeline
+from lpm_jax.models import conditions, vae
 
 
 def main() -> None:
@@ -24,9 +21,8 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.config)
     params = load_weights(args.workdir / args.stage / "weights", "model", conditions.abstract(config))
-    abstract = jax.eval_shape(lambda: toy.init(config.vae, jax.random.key(0)))
-    params["vae"] = load_weights(args.workdir / "vae" / "weights", "model", abstract)
-    Pipeline(dataclasses.replace(config, stages={}, data=""), params).save(args.out)
+    params["vae"] = load_weights(args.workdir / "vae" / "weights", "model", vae.abstract(config.vae))
+    pretrained.save(args.out, dataclasses.replace(config, stages={}, data=""), params)
     files = sorted(args.out.glob("*.safetensors"))
     print(f"{args.out}: " + ", ".join(f"{p.name} {p.stat().st_size / 2**20:.1f} MiB" for p in files))
 

@@ -22,18 +22,13 @@ from jaxtyping import Array, Float, Int
 from data_pipeline.loader import RegionWeights, Window, latent_batches
 from lpm_jax.checkpoint import load_weights
 from lpm_jax.config import Config
-from lpm_jax.flow import add_noise, clean_from_output, network_input, sample_levels, weighted_loss
-from lpm_jax.models import conditions, dit
+from lpm_jax.flow import add_noise, sample_levels, weighted_loss
+from lpm_jax.models import conditions, dit, vae
+from lpm_jax.models.denoiser import Denoiser, take
 from lpm_jax.training import latents
 from lpm_jax.training.loop import Stage
 
 CAUSAL = ("online.causal",)
-
-
-def history_tokens(config: Config) -> int:
-    """Audio tokens before a window: the longer branch's reach, in whole latent frames."""
-    reach = round(max(config.audio.speak_window, config.audio.listen_window) * 24)
-    return -(-reach // 4) * 4
 
 
 def keep_patches(key: Array, weights: Float[Array, "b frames tokens"], share: float) -> Int[Array, "b kept"] | None:
@@ -44,57 +39,6 @@ def keep_patches(key: Array, weights: Float[Array, "b frames tokens"], share: fl
     important = weights.max(axis=1)
     score = jax.random.uniform(key, (b, n)) + 2.0 * (important > 1.01) * jnp.minimum(important, 1.6)
     return jnp.sort(jax.lax.top_k(score, int(share * n))[1], axis=1)
-
-
-def take(x: Array, keep: Array | None) -> Array:
-    """Selected patches of ``[b, frames, tokens, ...]``."""
-    if keep is None:
-        return x
-    index = keep[:, None, :].reshape(keep.shape[0], 1, -1, *(1,) * (x.ndim - 3))
-    return jnp.take_along_axis(x, index, axis=2)
-
-
-class Denoiser:
-    """The network over one batch of windows: conditions, references and masks prepared once, then any noisy input."""
-
-    def __init__(self, config: Config, params: dict, batch: dict, keep: Array | None, causal: bool, drop: dict):
-        self.config, self.params, self.keep = config, params, keep
-        cfg = config.dit
-        self.frames = batch["latents"].shape[1]
-        chunk = config.stream.chunk if causal else None
-        dtype = params["dit"]["embed"]["patch"]["kernel"].dtype
-        cond = conditions.encode(
-            config, params, batch["text"], batch["speak"].astype(dtype), batch["listen"].astype(dtype),
-            self.frames, chunk, drop,
-        )  # fmt: skip
-        self.conditions = cond
-        h, w = batch["latents"].shape[2:4]
-        grid = (h // cfg.patch, w // cfg.patch)
-        references = take(dit.patchify(cfg, batch["references"].astype(dtype)), keep)
-        self.anchor = references[:, 1:2]  # the global appearance
-        self.references = references
-        mask = conditions.self_attention_mask(self.frames, chunk, batch["reference_valid"])
-        times = jnp.concatenate(
-            [
-                jnp.broadcast_to(jnp.arange(self.frames, dtype=jnp.float32), (mask.shape[0], self.frames)),
-                conditions.reference_times(cfg, batch["reference_kinds"]),
-            ],
-            axis=1,
-        )
-        self.positions = conditions.positions(cfg, times, mask, grid, keep)
-        self.truth = take(dit.patchify(cfg, batch["latents"].astype(dtype)), keep)
-
-    def __call__(self, noisy: Array, level: Float[Array, "b frames"]) -> Array:
-        """The estimate of ``x_0``."""
-        cfg = self.config.dit
-        shown = network_input(cfg.prediction, noisy, level, self.anchor, self.params["prior"]["variance"])
-        x = jnp.concatenate([shown, self.references], axis=1)
-        levels = jnp.concatenate([level, jnp.zeros((level.shape[0], self.references.shape[1]))], axis=1)
-        unroll = self.config.train.unroll
-        out, _ = dit.forward(
-            cfg, self.params["dit"], x, levels, self.frames, self.conditions, self.positions, unroll=unroll
-        )
-        return clean_from_output(cfg.prediction, out, shown, level)
 
 
 def make_loss(config: Config, causal: bool, share: float):
@@ -113,9 +57,10 @@ def make_loss(config: Config, causal: bool, share: float):
             name: jax.random.bernoulli(k, 1 - p, (b,)).astype(jnp.float32)
             for name, k, p in zip(("text", "audio"), (k_text, k_audio), dropout, strict=True)
         }
-        denoise = Denoiser(config, params, batch, keep, causal, drop)
+        denoise = Denoiser(config, params, batch, frames, config.stream.chunk if causal else None, keep, drop)
         weight = take(weight, keep)
-        truth, channels = denoise.truth, params["prior"]["weight"]
+        truth = take(dit.patchify(config.dit, batch["latents"].astype(dtype)), keep)
+        channels = params["prior"]["weight"]
         noise = jax.random.normal(k_noise, truth.shape, dtype)
         if not causal:
             level = sample_levels(k_level, (b, frames), flow)
@@ -162,22 +107,20 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
     params = conditions.init(config, jax.random.key(train.seed))
     if before != "scratch":
         params = load_weights(workdir / before / "weights", "model", params)
-    from lpm_jax.models.vae import toy
-
-    vae = load_weights(workdir / "vae" / "weights", "model", toy.init(config.vae, jax.random.key(0)))
+    coder = load_weights(workdir / "vae" / "weights", "model", vae.abstract(config.vae))
     window = Window(
         latents=train.latents,
-        history=history_tokens(config),
+        history=conditions.history_tokens(config.audio),
         weights=RegionWeights(train.mouth, train.eyes, train.face),
         first_frame=0.7,
         extra=train.extra_references,
     )
-    source = latents.LatentSource(latents.build(config, vae, "train", workdir), train.kinds)
-    held_out = latents.LatentSource(latents.build(config, vae, "held_out", workdir))
+    source = latents.LatentSource(latents.build(config, coder, "train", workdir), train.kinds)
+    held_out = latents.LatentSource(latents.build(config, coder, "held_out", workdir))
     if before == "scratch":
         variance = latents.variance_around_reference(source)
         # Errors count as in pixels through the autoencoder's linear part, scaled to one for a still character.
-        weight = 1 / np.square(np.asarray(vae["scale"]))
+        weight = 1 / np.square(np.asarray(coder["scale"]))
         weight /= np.mean(weight * variance)
         params["prior"] = {"variance": jnp.asarray(variance), "weight": jnp.asarray(weight, jnp.float32)}
     from lpm_jax.training.validation import Validator
@@ -190,7 +133,7 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         # Now and then all patches, as streaming computes them.
         other_loss=make_loss(config, causal, 1.0) if train.token_keep < 1 and train.whole_every else None,
         other_every=train.whole_every,
-        validate=Validator(config, causal, vae, held_out, window),
+        validate=Validator(config, causal, coder, held_out, window),
         finish=lambda weights: weights,
         frozen=lambda params: {name: jax.tree.map(lambda _, n=name: n == "prior", p) for name, p in params.items()},
     )

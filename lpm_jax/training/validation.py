@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import grain
@@ -12,10 +13,11 @@ from jaxtyping import Array, Float
 
 from data_pipeline.loader import Window, latent_batches
 from data_pipeline.video import encode_mp4
+from lpm_jax.base.sampler import integrate
 from lpm_jax.config import Config
 from lpm_jax.flow import add_noise
-from lpm_jax.models import dit
-from lpm_jax.models.vae import toy
+from lpm_jax.models import dit, vae
+from lpm_jax.models.denoiser import Denoiser
 from lpm_jax.training.sheets import save_sheet
 
 CLIPS = 16
@@ -23,22 +25,11 @@ SHOWN = 6
 TEACHER_STEPS = 8
 
 
-def sample(config: Config, denoise, causal: bool, key: Array) -> Float[Array, "b frames tokens pc"]:
-    """Latent patches for a batch of windows.
-
-    The teacher integrates the flow with Euler steps; the causal student goes chunk by chunk as in streaming, each chunk
-    at T0 then at T1, later chunks reading the T1 inputs of those before.
-    """
-    shape = denoise.truth.shape
+def rollout(config: Config, denoise: Callable, shape: tuple, key: Array) -> Float[Array, "b frames tokens pc"]:
+    """Latent patches from the causal student, chunk by chunk as in streaming: each chunk at T0 then at T1, later chunks
+    reading the T1 inputs of those before."""
     keys = jax.random.split(key, 1 + len(config.stream.levels))
     noise = jax.random.normal(keys[0], shape)
-    if not causal:
-        x = noise
-        for i in range(TEACHER_STEPS):
-            t, s = 1 - i / TEACHER_STEPS, 1 - (i + 1) / TEACHER_STEPS
-            clean = denoise(x, jnp.full(shape[:2], t))
-            x = clean + (s / t) * (x - clean)
-        return x
     chunk = config.stream.chunk
     noisy, level, result = noise, jnp.ones(shape[:2]), jnp.zeros(shape)
     for start in range(0, shape[1], chunk):
@@ -59,8 +50,8 @@ class Validator:
     face.
     """
 
-    def __init__(self, config: Config, causal: bool, vae: dict, source, window: Window):
-        self.config, self.causal, self.vae = config, causal, vae
+    def __init__(self, config: Config, causal: bool, coder: dict, source, window: Window):
+        self.config, self.causal, self.vae = config, causal, coder
         batches = latent_batches(source, window, batch=min(CLIPS, len(source)), seed=1, threads=1)
         iterator = iter(batches)
         self.batch = next(iterator)
@@ -68,13 +59,16 @@ class Validator:
         other = {k: np.roll(self.batch[k], 1, axis=0) for k in ("speak", "listen")}
         self.wrong = self.batch | other
         self.run = jax.jit(self._run)
-        self.decode = jax.jit(lambda z, vae: toy.to_pixels(toy.decode(config.vae, vae, z)[0]))
+        self.decode = jax.jit(lambda z, params: vae.to_pixels(vae.decode(config.vae, params, z)[0]))
 
     def _run(self, params, batch, key):
-        from lpm_jax.training.flow_matching import Denoiser
-
-        denoise = Denoiser(self.config, params, batch, None, self.causal, {})
-        return sample(self.config, denoise, self.causal, key), denoise.truth
+        config = self.config
+        truth = dit.patchify(config.dit, jnp.asarray(batch["latents"], jnp.float32))
+        denoise = Denoiser(config, params, batch, truth.shape[1], config.stream.chunk if self.causal else None)
+        if self.causal:
+            return rollout(config, denoise, truth.shape, key), truth
+        noise = jax.random.normal(key, truth.shape)
+        return integrate(denoise, noise, np.linspace(1, 0, TEACHER_STEPS + 1), jnp.ones(truth.shape[:2])), truth
 
     def __call__(self, params, directory: Path) -> dict[str, float]:
         from lpm_jax.training.flow_matching import patch_weights
@@ -99,7 +93,7 @@ class Validator:
 
     def _show(self, result, truth, directory: Path) -> None:
         config = self.config
-        side = config.size // toy.STRIDE
+        side = config.size // config.vae.stride
         first = jnp.asarray(self.batch["references"][:SHOWN, :1], jnp.float32)
         first = first[: len(truth)]
         rows = []

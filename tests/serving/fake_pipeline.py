@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lpm_jax.media import load_audio, load_image
+from lpm_jax.media import load_audio
+from lpm_jax.pictures import load_image
 
 
 @dataclass

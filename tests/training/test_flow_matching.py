@@ -10,16 +10,11 @@ import pytest
 from lpm_jax.config import StreamConfig
 from lpm_jax.errors import InputError
 from lpm_jax.models import dit
+from lpm_jax.models.conditions import history_tokens
+from lpm_jax.models.denoiser import take
 from lpm_jax.streaming import generator
 from lpm_jax.training import flow_matching, stages
-from lpm_jax.training.flow_matching import (
-    by_level,
-    history_tokens,
-    keep_patches,
-    make_loss,
-    patch_weights,
-    take,
-)
+from lpm_jax.training.flow_matching import by_level, keep_patches, make_loss, patch_weights
 from tests import tiny
 
 FRAMES, CELLS, CHANNELS = 6, 4, 8
@@ -44,7 +39,7 @@ def mute():
 @pytest.fixture(scope="module")
 def batch():
     rng = np.random.default_rng(0)
-    tokens = history_tokens(config()) + 4 * FRAMES
+    tokens = history_tokens(config().audio) + 4 * FRAMES
     return {
         "latents": rng.normal(size=(2, FRAMES, CELLS, CELLS, CHANNELS)).astype(np.float16),
         "references": rng.normal(size=(2, 2, CELLS, CELLS, CHANNELS)).astype(np.float16),
@@ -175,10 +170,10 @@ def test_errors_by_level():
 
 def test_training_hears_as_far_back_as_streaming():
     cfg = dataclasses.replace(config(), stream=StreamConfig())
-    assert history_tokens(cfg) == 36
+    assert history_tokens(cfg.audio) == 36
     assert generator.history_samples(cfg) == 36 * 1000 + 512
     odd = dataclasses.replace(cfg, audio=dataclasses.replace(cfg.audio, listen_window=0.3))
-    assert history_tokens(odd) == 8  # 7.2 tokens, in whole latent frames
+    assert history_tokens(odd.audio) == 8  # 7.2 tokens, in whole latent frames
     assert generator.history_samples(odd) == 8 * 1000 + 512
 
 

@@ -154,6 +154,11 @@ def init(config: VAEConfig, key: Array) -> dict:
     }
 
 
+def abstract(config: VAEConfig) -> dict:
+    """Shapes and dtypes of :func:`init` without computing anything."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
 FIXED = ("basis", "scale", "centre", "mean", "std")  # parameters that no gradient changes
 
 

@@ -25,7 +25,6 @@ a decode over devices.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
@@ -34,50 +33,13 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from lpm_jax.config import WanVAEConfig
 from lpm_jax.nn import parameters
 from lpm_jax.nn.conv import causal_conv
 from lpm_jax.nn.parameters import Parameter
 
 State = dict[str, Array]
 ZEROS = jax.nn.initializers.zeros
-
-
-@dataclasses.dataclass(frozen=True)
-class WanVAEConfig:
-    """Sizes as in diffusers' config; the defaults are the published Wan 2.1 VAE, 126,892,531 parameters."""
-
-    base_dim: int = 96  # channels at full resolution
-    z_dim: int = 16  # latent channels
-    dim_mult: tuple[int, ...] = (1, 2, 4, 4)  # of base_dim, a stage each; space is halved between stages
-    num_res_blocks: int = 2  # of a stage of the encoder; the decoder has one more
-    attn_scales: tuple[float, ...] = ()  # none is published, and the reference cannot run any
-    temporal_downsample: tuple[bool, ...] = (False, True, True)  # whether time is halved too
-    latents_mean: tuple[float, ...] = (
-        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
-    )  # fmt: skip
-    latents_std: tuple[float, ...] = (
-        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
-    )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        if self.attn_scales:
-            raise ValueError(f"attn_scales: expected none, found {self.attn_scales}")
-        lengths = {"temporal_downsample": len(self.dim_mult) - 1, "latents_mean": self.z_dim, "latents_std": self.z_dim}
-        for name, length in lengths.items():
-            if len(getattr(self, name)) != length:
-                raise ValueError(f"{name}: expected {length} values, found {len(getattr(self, name))}")
-
-    @property
-    def group(self) -> int:
-        """Video frames per latent frame."""
-        return 2 ** sum(self.temporal_downsample)
-
-    @property
-    def stride(self) -> int:
-        """Pixels per latent cell, each side."""
-        return 2 ** len(self.temporal_downsample)
 
 
 # Parameters: each is declared once, and fresh values, shapes and both spellings of checkpoints follow.

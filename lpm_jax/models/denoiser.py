@@ -1,0 +1,63 @@
+"""The network over whole windows of video, without a cache: what training, validation and Base sampling call."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lpm_jax.config import Config
+from lpm_jax.flow import clean_from_output, network_input
+from lpm_jax.models import conditions, dit
+
+
+def take(x: Array, keep: Int[Array, "b kept"] | None) -> Array:
+    """Selected patches of ``[b, frames, tokens, ...]``."""
+    if keep is None:
+        return x
+    index = keep[:, None, :].reshape(keep.shape[0], 1, -1, *(1,) * (x.ndim - 3))
+    return jnp.take_along_axis(x, index, axis=2)
+
+
+class Denoiser:
+    """Conditions, references and masks of a batch of windows, prepared once; then any noisy input.
+
+    ``batch`` holds ``text`` ids ``[b, words]``, audio features ``speak`` and ``listen`` ``[b, tokens, features]`` that
+    end with the window, and ``references`` ``[b, refs, h, w, c]`` (latents; the second is the global appearance) with
+    ``reference_kinds`` and ``reference_valid`` ``[b, refs]``. ``keep`` selects patches, ``drop`` is the ``keep`` of
+    :func:`lpm_jax.models.conditions.encode`, ``chunk`` makes it block-causal.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        params: dict,
+        batch: dict,
+        frames: int,
+        chunk: int | None = None,
+        keep: Int[Array, "b kept"] | None = None,
+        drop: dict | None = None,
+    ):
+        self.config, self.params, self.frames = config, params, frames
+        cfg = config.dit
+        dtype = params["dit"]["embed"]["patch"]["kernel"].dtype
+        heard = (batch[name].astype(dtype) for name in ("speak", "listen"))
+        self.conditions = conditions.encode(config, params, batch["text"], *heard, frames, chunk, drop)
+        h, w = batch["references"].shape[2:4]
+        self.references = take(dit.patchify(cfg, batch["references"].astype(dtype)), keep)
+        self.anchor = self.references[:, 1:2]
+        mask = conditions.self_attention_mask(frames, chunk, batch["reference_valid"])
+        own = jnp.broadcast_to(jnp.arange(frames, dtype=jnp.float32), (mask.shape[0], frames))
+        times = jnp.concatenate([own, conditions.reference_times(cfg, batch["reference_kinds"])], axis=1)
+        self.positions = conditions.positions(cfg, times, mask, (h // cfg.patch, w // cfg.patch), keep)
+
+    def __call__(self, noisy: Float[Array, "b frames tokens pc"], level: Float[Array, "b frames"]) -> Array:
+        """The estimate of ``x_0``."""
+        cfg = self.config.dit
+        shown = network_input(cfg.prediction, noisy, level, self.anchor, self.params["prior"]["variance"])
+        x = jnp.concatenate([shown.astype(self.references.dtype), self.references], axis=1)
+        levels = jnp.concatenate([level, jnp.zeros((level.shape[0], self.references.shape[1]))], axis=1)
+        out, _ = dit.forward(
+            cfg, self.params["dit"], x, levels, self.frames, self.conditions, self.positions,
+            unroll=self.config.train.unroll,
+        )  # fmt: skip
+        return clean_from_output(cfg.prediction, out, shown, level)
