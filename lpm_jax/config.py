@@ -195,6 +195,11 @@ class StreamConfig:
     levels: tuple[float, ...] = (1.0, 0.5)  # T0, T1: the noise level of each evaluation
     references: int = 2  # slots for views and expressions beside the first frame and the global appearance
 
+    def __post_init__(self) -> None:
+        for name, least in (("chunk", 1), ("sink", 0), ("window", 1), ("references", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"stream.{name}: expected at least {least}, found {getattr(self, name)}")
+
     @property
     def span(self) -> int:
         """Chunks that one attention call can see: sink, window and the current one."""
@@ -360,5 +365,7 @@ def from_dict(data: Any, kind: type = Config) -> Any:
         values[name] = value
     try:
         return kind(**values)
+    except InputError as error:
+        raise InputError(f"config: {error}") from None
     except (TypeError, ValueError) as error:
         raise InputError(f"config: {kind.__name__}: {error}") from None

@@ -6,7 +6,20 @@ import shlex
 
 import pytest
 
-from lpm_jax.config import Config, DiTConfig, from_dict, load_config, override
+from lpm_jax.config import (
+    AudioConfig,
+    Config,
+    DiTConfig,
+    StreamConfig,
+    TextConfig,
+    UMT5Config,
+    VAEConfig,
+    WanVAEConfig,
+    Wav2VecConfig,
+    from_dict,
+    load_config,
+    override,
+)
 from lpm_jax.errors import InputError
 
 BASE = Config(name="test", stages={"vae": {"steps": 7}, "base.speak": {"kinds": ("speak",), "batch": 2}})
@@ -124,3 +137,32 @@ def test_the_bundled_recipe():
     assert config.dit.audio_width == config.audio.width and config.dit.text_width == config.text.width
     assert config.dit.width % config.dit.heads == 0 and config.dit.depth % 2 == 0
     assert config.size % (8 * config.dit.patch) == 0
+
+
+@pytest.mark.parametrize("change", [{"chunk": 0}, {"window": 0}, {"sink": -1}, {"references": -1}])
+def test_a_stream_has_a_window(change):
+    """Without one, every chunk after the sink would be written over the sink."""
+    name, value = next(iter(change.items()))
+    with pytest.raises(InputError, match=rf"stream.{name}: expected at least \d, found {value}"):
+        StreamConfig(**change)
+
+
+def test_encoders_of_either_kind_survive_json():
+    config = Config(
+        "x",
+        vae=WanVAEConfig(base_dim=8, z_dim=4, latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4),
+        audio=AudioConfig(wav2vec=Wav2VecConfig(layers=2)),
+        text=TextConfig(umt5=UMT5Config(layers=2)),
+    )
+    again = from_dict(json.loads(json.dumps(dataclasses.asdict(config))))
+    assert again == config and hash(again) == hash(config)
+    assert isinstance(from_dict({"name": "x", "vae": {"width": 8}}).vae, VAEConfig)
+    for bad, words in (
+        ({"name": "x", "vae": {"width": 8, "base_dim": 8}}, "'base_dim'"),
+        ({"name": "x", "vae": {"z_dim": 3}}, "latents_mean: expected 3 values"),
+        ({"name": "x", "text": {"umt5": {"layers": "2"}}}, "UMT5Config.layers: expected int, found '2'"),
+        ({"name": "x", "dit": {"eps": True}}, "DiTConfig.eps: expected float, found True"),
+        ({"name": "x", "stream": {"window": 0}}, "stream.window: expected at least 1, found 0"),
+    ):
+        with pytest.raises(InputError, match=words):
+            from_dict(bad)

@@ -12,7 +12,7 @@ def conv3x3(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c f"]) -> Floa
     """A convolution with zero padding.
 
     In bfloat16 on CPU it is a matrix product over gathered neighbourhoods, gradients included: XLA's own convolution
-    there runs in float32 at a third (forward) to a sixth (gradients) of the speed on AMX cores.
+    there runs in float32 at a third (forward) to a fifth (gradients) of the speed on AMX cores.
     """
     if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
         return _gathered(x, kernel)

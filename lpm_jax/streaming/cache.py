@@ -37,11 +37,11 @@ def layout(
     sink_chunks = jnp.arange(sink)
     ring = jnp.arange(window)
     # The newest chunk before n that lives in ring slot j, as an age in 1..window.
-    age = (n - sink - 1 - ring) % max(window, 1) + 1
+    age = (n - sink - 1 - ring) % window + 1
     chunk_times = jnp.concatenate([sink_chunks * chunk, base - age * chunk])
     chunk_valid = jnp.concatenate([sink_chunks < n, n - age >= sink])
     offsets = jnp.arange(chunk)
     times = (chunk_times[:, None] + offsets).reshape(-1).astype(jnp.float32)
     valid = jnp.repeat(chunk_valid, chunk)
-    write = jnp.where(n < sink, n, sink + (n - sink) % max(window, 1)) * chunk
+    write = jnp.where(n < sink, n, sink + (n - sink) % window) * chunk
     return times, valid, (base + offsets).astype(jnp.float32), write

@@ -12,7 +12,7 @@ cache per step; with a regression-trained student the T0 history holds nothing t
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -187,8 +187,3 @@ def chunk_step(
     state, latents = latent_step(config, params, state, speak, listen)
     frames, decoder = vae.decode(config.vae, params["vae"], latents, state.vae)
     return state._replace(vae=decoder), vae.to_pixels(frames)
-
-
-def memory(config: Config, state: Any) -> int:
-    """Bytes that a stream's state holds, the same for any length."""
-    return sum(x.nbytes for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))

@@ -11,9 +11,9 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import grain
 import jax
@@ -87,8 +87,8 @@ def run_stage(stage: Stage, config: Config, workdir: Path) -> Any:
 
     # ---- loop --------------------------------------------------------------------------------------------------
     writer = SummaryWriter(str(directory / "tensorboard"))
-    log = (directory / "metrics.jsonl").open("a")
     start = int(state.step)
+    log = open_log(directory / "metrics.jsonl", start)
     progress = Progress(stage.name, start, train.steps)
     waited, since = 0.0, time.perf_counter()
     window: list[dict[str, jax.Array]] = []
@@ -137,6 +137,23 @@ def run_stage(stage: Stage, config: Config, workdir: Path) -> Any:
     return weights
 
 
+def open_log(path: Path, start: int) -> TextIO:
+    """The curves' file, open for more lines. Lines after step ``start``, which a resumed run will write again, and one
+    that a kill cut off are dropped."""
+    if path.is_file():
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= start:
+                    kept.append(line + "\n")
+            except ValueError:
+                continue
+        aside = path.with_suffix(".tmp")
+        aside.write_text("".join(kept))
+        aside.replace(path)
+    return path.open("a")
+
+
 class Progress:
     """A bar with ETA on a terminal, plain lines elsewhere."""
 
@@ -161,13 +178,3 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-def count(tree: Any) -> int:
-    """Number of parameters."""
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
-
-
-def batches(source: Iterable, n: int) -> list:
-    """The first ``n`` batches of ``source``."""
-    return [batch for batch, _ in zip(source, range(n), strict=False)]

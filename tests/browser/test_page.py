@@ -152,7 +152,7 @@ def test_pictures_prompts_and_errors(page, tmp_path):
     after = pixels(page)
     assert sum(abs(a - b) for a, b in zip(before, after, strict=True)) / len(after) > 20
     page.click("#presets button")
-    assert page.input_value("#prompt") == "smiles warmly"
+    assert page.input_value("#prompt") == "smiles"
     page.set_input_files("#speech", ASSETS / "samples" / "hello.flac")
     wait(page, "document.body.dataset.state == 'speak'")
     (tmp_path / "x.png").write_text("no picture")

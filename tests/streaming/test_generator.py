@@ -347,13 +347,10 @@ def test_the_millionth_chunk_is_like_an_early_one():
 
 def test_state_never_grows():
     state = begin()
-    size, shapes = generator.memory(CONFIG, state), jax.tree.map(jnp.shape, state)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), state)
     for n in range(REACH + 2):
         state, _ = latent_step(CONFIG, tiny.params(CONFIG), state, *sounds(n))
-        assert generator.memory(CONFIG, state) == size
-        assert jax.tree.map(jnp.shape, state) == shapes
-    cache = 2 * np.prod(state.cache.k.shape) * 4
-    assert size > cache > 0
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes
 
 
 def test_state_is_donated_and_the_cache_updated_in_place():

@@ -14,14 +14,14 @@ import pytest
 
 from lpm_jax.checkpoint import load_weights
 from lpm_jax.config import from_dict
-from lpm_jax.training.loop import Progress, batches, count, run_stage
+from lpm_jax.training.loop import Progress, open_log, run_stage
 from tests.training import toy_stage
 
 ROOT = Path(__file__).parents[2]
 
 
 def records(workdir: Path, kind: str = "loss") -> dict[int, dict]:
-    """The newest line of ``metrics.jsonl`` for each step."""
+    """The lines of ``metrics.jsonl`` by step."""
     lines = [json.loads(line) for line in (workdir / "toy" / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line for line in lines if kind in line}
 
@@ -191,6 +191,15 @@ def test_plain_progress_lines(capsys):
     assert lines[1] == "vae step 150 validation"
 
 
-def test_counts():
-    assert count({"a": np.zeros((2, 3)), "b": {"c": np.zeros(4), "d": np.zeros(())}}) == 11
-    assert batches(iter([1, 2, 3]), 2) == [1, 2]
+def test_the_curves_have_each_step_once(straight, tmp_path):
+    """What a resumed run writes again, and a line that a kill cut off, are dropped first."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2}\n{"step": 2, "validation": {}}\n{"step": 3, "loss": 1}\n{"step": 4, "lo')
+    with open_log(path, 2) as log:
+        log.write("new\n")
+    assert path.read_text() == '{"step": 1, "loss": 2}\n{"step": 2, "validation": {}}\nnew\n'
+    with pytest.raises(Stop):
+        run_stage(toy_stage.make(validate=stop_at(7)), config(validate_every=1), tmp_path)
+    run_stage(toy_stage.make(), toy_stage.CONFIG, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "toy" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))

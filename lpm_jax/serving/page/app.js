@@ -5,7 +5,7 @@ import { openMicrophone, playPartner, toPcm16 } from "./microphone.js";
 const $ = (id) => document.getElementById(id);
 const options = new URLSearchParams(location.search);
 const player = new Player($("view"));
-const PRESETS = ["smiles warmly", "serious and calm", "surprised", "sad", "nods often", "looks to the left"];
+const PRESETS = ["smiles", "looks calm", "looks very surprised", "is sad", "nods along", "looks to the left"];
 const STATES = { silence: "idle", speak: "speaking", listen: "listening", both: "speaking and listening" };
 const KINDS = { vp8: 1, jpeg: 2, pcm: 3 };
 
