@@ -8,9 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpm_jax.config import AudioConfig, Config, DiTConfig, StreamConfig, TextConfig, TrainConfig, VAEConfig
-from lpm_jax.models import conditions
-from lpm_jax.models.vae import toy
+from lpm_jax import pretrained
+from lpm_jax.config import (
+    AudioConfig,
+    Config,
+    DiTConfig,
+    StreamConfig,
+    TextConfig,
+    TrainConfig,
+    UMT5Config,
+    VAEConfig,
+    WanVAEConfig,
+    Wav2VecConfig,
+)
 
 CONFIG = Config(
     name="tiny",
@@ -23,6 +33,29 @@ CONFIG = Config(
     ),
     stream=StreamConfig(chunk=3, sink=1, window=1),
     train=TrainConfig(steps=10, batch=4, token_keep=1.0),
+)  # fmt: skip
+#: The parts of a large model, each as small: Wan's VAE, umT5, wav2vec 2.0, and chunks of whole eighths of a second.
+LARGE = Config(
+    name="tiny_large",
+    size=32,
+    vae=WanVAEConfig(
+        base_dim=4, z_dim=4, dim_mult=(1, 1, 2, 2), num_res_blocks=1, latents_mean=(0.1, 0.0, -0.2, 0.0),
+        latents_std=(1.0, 2.0, 1.0, 0.5),
+    ),
+    audio=AudioConfig(
+        width=16,
+        wav2vec=Wav2VecConfig(
+            width=16, layers=2, heads=2, ffn=32, channels=8, position_kernel=4, position_groups=2
+        ),
+    ),
+    text=TextConfig(
+        width=16, tokens=12, umt5=UMT5Config(vocabulary=40, width=16, head_dim=8, ffn=32, layers=2, heads=2, tokens=12)
+    ),
+    dit=DiTConfig(
+        depth=4, width=32, heads=2, ffn=64, channels=4, time_width=16, text_width=16, audio_width=16,
+        prediction="velocity",
+    ),
+    stream=StreamConfig(chunk=3, sink=1, window=1, references=1),
 )  # fmt: skip
 FEATURES = CONFIG.audio.bands * CONFIG.audio.hops_per_frame
 
@@ -49,9 +82,15 @@ def fill(shapes, seed: int = 0):
 
 @functools.cache
 def params(config: Config = CONFIG, seed: int = 0) -> dict:
-    """Random weights of the whole model and its autoencoder: ``{"dit", "text", "speak", "listen", "prior", "vae"}``."""
-    vae = jax.eval_shape(lambda: toy.init(config.vae, jax.random.key(0)))
-    return fill(conditions.abstract(config) | {"vae": vae}, seed)
+    """Random weights of the whole model: ``{"dit", "text", "speak", "listen", "prior", "vae"[, "audio"]}``."""
+    shapes = dict(pretrained.parts(config))
+    return fill(shapes.pop("model") | shapes, seed)
+
+
+def letters(prompt: str, tokens: int = 12) -> np.ndarray:
+    """Ids for :data:`LARGE`: a letter each, an end mark (1), padded with -1 as umT5's are."""
+    ids = [2 + ord(letter) % 38 for letter in prompt[: tokens - 1]] + [1]
+    return np.array(ids + [-1] * (tokens - len(ids)), np.int32)
 
 
 def picture(seed: int = 0, size: int = 32) -> np.ndarray:

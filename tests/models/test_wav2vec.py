@@ -170,6 +170,18 @@ def test_stacked_tokens_and_lengths_that_do_not_fit():
         stream(encoder, params, samples[:, :3_999], samples[:, :2_000])
 
 
+def test_sound_at_24_khz_is_brought_to_16():
+    config, params, _ = load(CASES[0])
+    seconds = np.arange(36_000) / 24_000
+    at = lambda t: 0.3 * np.cos(2 * np.pi * 440 * t)[None].astype(np.float32)  # noqa: E731
+    ours = Wav2Vec(config, history=12_000, sample_rate=24_000)(params, at(seconds))
+    want = Wav2Vec(config, history=8_000)(params, at(np.arange(24_000) / 16_000))
+    assert ours.shape == want.shape == (1, 24, config.width)
+    assert tensors.error(ours[:, :-1], want[:, :-1]) < 0.05  # the last frame hears the end, which fades
+    with pytest.raises(ValueError, match="a multiple of 3,000, found 13000"):
+        Wav2Vec(config, history=12_000, sample_rate=24_000)(params, at(seconds)[:, :13_000])
+
+
 def test_log_mel_streams_the_same_way():
     config = AudioConfig(bands=6)
     encoder = LogMel(config)
