@@ -4,10 +4,10 @@
 
 Flicker is the mean absolute change of the picture from one frame to the next, in units of 0..255. A *joint* is the
 transitions into, within and out of the frames that two segments share; *elsewhere* is every other stretch of the same
-length (those of the first segment's first second excepted). Told are the ratio of the mean flicker, the ratio of the
-mean of each stretch's largest change (what an eye would catch), both with a 95 % interval from resampling the stretches,
-and the share of joints whose largest change lies above the 95th percentile of those elsewhere: 5 % if joints are like
-the rest. Rows vary how a segment starts: from the tail taken back to a noise level, or without any overlap.
+length (those of the first second excepted). Told are the ratio of the mean flicker, the ratio of the mean of each
+stretch's largest change (what an eye would catch), both with a 95 % interval from resampling the stretches, and the
+share of joints whose largest change lies above the 95th percentile of those elsewhere: 5 % if joints are like the rest.
+Rows vary how a segment starts: from the tail taken back to a noise level, or without any overlap.
 """
 
 from __future__ import annotations
