@@ -72,7 +72,7 @@ def parameters(config: DiTConfig) -> dict[str, int]:
         "embed": dense(cells, d)
         + (dense(c.time_width, d) + dense(d, d) + dense(d, 6 * d))
         + (dense(c.text_width, d) + dense(d, d)),
-        "head": dense(d, cells) + 2 * d,
+        "head": dense(d, cells) + 2 * d + (dense(d, c.channels) if c.prediction == "clean" else 0),
     }
 
 
@@ -114,6 +114,8 @@ def costs(config: DiTConfig, work: Workload, itemsize: int = 2) -> dict[str, Cos
     for inputs in (c.text_width, d):
         product("embed", words, inputs, d)
     product("head", video, d, cells)
+    if c.prediction == "clean":
+        product("head", video, d, c.channels)
     count = parameters(config)
     return {part: Cost(count[part], flops[part], itemsize * (count[part] + moved[part])) for part in COMPONENTS}
 

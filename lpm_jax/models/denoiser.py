@@ -60,4 +60,4 @@ class Denoiser:
             cfg, self.params["dit"], x, levels, self.frames, self.conditions, self.positions,
             unroll=self.config.train.unroll,
         )  # fmt: skip
-        return clean_from_output(cfg.prediction, out, shown, level)
+        return clean_from_output(cfg.prediction, out, shown, level, self.anchor)

@@ -183,7 +183,7 @@ class Embed(nn.Module):
 
 
 class Head(nn.Module):
-    """Final modulation and projection to patches."""
+    """Final modulation and projection to patches, with their channels' gates behind them for ``"clean"``."""
 
     config: DiTConfig
 
@@ -193,7 +193,10 @@ class Head(nn.Module):
         table = self.param("modulation", nn.initializers.normal(cfg.width**-0.5), (2, cfg.width))
         shift, scale = (t + row for row in table.astype(t.dtype))
         y = modulate(layer_norm(x, cfg.eps), scale, shift)
-        return Dense(cfg.patch**2 * cfg.channels, nn.initializers.zeros, name="projection")(y)
+        out = Dense(cfg.patch**2 * cfg.channels, nn.initializers.zeros, name="projection")(y)
+        if cfg.prediction == "clean":  # besides, a gate for each channel (flow.py)
+            out = jnp.concatenate([out, Dense(cfg.channels, nn.initializers.zeros, name="gate")(y)], axis=-1)
+        return out
 
 
 def init(config: DiTConfig, key: Array) -> dict:
@@ -257,7 +260,7 @@ def forward(
     implementation: str | None = None,
     remat: bool = False,
     unroll: bool = False,
-) -> tuple[Float[Array, "b video tokens pc"], Cache | None]:
+) -> tuple[Float[Array, "b video tokens out"], Cache | None]:
     """The network's output for ``f`` latent frames of patches, the first ``video`` video and the rest references.
 
     A frame's tokens may be any subset of its patches, as long as ``positions.own`` tells where they stand.

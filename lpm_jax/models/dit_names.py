@@ -20,8 +20,8 @@ DROPPED = re.compile(
     r"blocks\.\d+\.(attn2\.(add_[kv]_proj|norm_added_[kq])|cross_attn\.([kv]_img|norm_k_img))\."
     r"|condition_embedder\.image_embedder\.|img_emb\.|freqs$"
 )
-#: Paths of the audio branch, which Wan does not have.
-AUDIO = re.compile(r"blocks/(speak|listen)/(norm_)?audio_")
+#: Paths of what Wan does not have: the audio branch and the gate of "clean" prediction.
+AUDIO = re.compile(r"blocks/(speak|listen)/(norm_)?audio_|head/gate/")
 
 
 def names(config: DiTConfig) -> dict[str, Names]:
@@ -45,6 +45,8 @@ def names(config: DiTConfig) -> dict[str, Names]:
     dense("embed/text_in", embedder + "text_embedder.linear_1", "text_embedding.0")
     dense("embed/text_out", embedder + "text_embedder.linear_2", "text_embedding.2")
     dense("head/projection", "proj_out", "head.head")
+    if config.prediction == "clean":
+        dense("head/gate", "gate_out")
     out["head/modulation"] = Names(("scale_shift_table", "head.modulation"), (0, 1, 2), (1, 2, d))
 
     for kind, which in (("speak", "{even}"), ("listen", "{odd}")):
@@ -75,13 +77,14 @@ def names(config: DiTConfig) -> dict[str, Names]:
 
 
 def fresh(path: str, layer: int, shape: tuple[int, ...], seed: int = 0) -> Float[np.ndarray, "..."]:
-    """First values of one layer of the audio branch, as ``dit.init`` draws them: values and biases zero, gains one.
+    """First values of one layer of what Wan does not have, as ``dit.init`` draws them: audio values, gates and biases
+    zero, gains one.
 
     The draw depends on seed, path and layer only, so that the same import always gives the same model.
     """
     if path.endswith("gain"):
         return np.ones(shape, np.float32)
-    if path.endswith("bias") or "audio_v" in path:
+    if path.endswith("bias") or "audio_v" in path or "gate" in path:
         return np.zeros(shape, np.float32)
     limit = np.float32((6 / sum(shape)) ** 0.5)  # Xavier, uniform
     value = np.random.default_rng([seed, zlib.crc32(path.encode()), layer]).random(shape, np.float32)

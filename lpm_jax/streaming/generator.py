@@ -157,7 +157,7 @@ def latent_step(
         out, cache = dit.forward(
             cfg, params["dit"], shown, levels, chunk, told, positions, cache, refs + write if last else None
         )
-        clean = clean_from_output(cfg.prediction, out, shown, levels)
+        clean = clean_from_output(cfg.prediction, out, shown, levels, state.anchor)
 
     keep = state.speak.shape[1]
     side = config.size // config.vae.stride

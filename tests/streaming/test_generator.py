@@ -143,7 +143,7 @@ def test_stream_equals_the_block_causal_model(reference, latents):
         shown = ref.shown(video, levels[:, :count])
         patches = jnp.concatenate([shown, ref.references], axis=1)
         out, _ = dit.forward(CFG, ref.params["dit"], patches, levels, count, told, positions)
-        return clean_from_output(CFG.prediction, out, shown, levels[:, :count])
+        return clean_from_output(CFG.prediction, out, shown, levels[:, :count], ref.anchor)
 
     t0, t1 = STREAM.levels
     video, noise, worst = jnp.zeros((1, count, TOKENS, DIM)), ref.noise(), 0.0
@@ -225,11 +225,11 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
         t0, t1 = (jnp.full((1, STREAM.chunk), level) for level in STREAM.levels)
         shown = ref.shown(noise[n][0], t0)
         out, _ = step(shown, t0, **arguments)
-        clean = clean_from_output(CFG.prediction, out, shown, t0)
+        clean = clean_from_output(CFG.prediction, out, shown, t0, ref.anchor)
         shown = ref.shown(add_noise(clean, noise[n][1], t1), t1)
         out, new = step(shown, t1, **arguments)
         kept.append(new)
-        clean = dit.unpatchify(CFG, clean_from_output(CFG.prediction, out, shown, t1), 4, 4)
+        clean = dit.unpatchify(CFG, clean_from_output(CFG.prediction, out, shown, t1, ref.anchor), 4, 4)
         worst.append(float(jnp.abs(clean - latents[n]).max()))
     assert max(worst) < 1e-4, worst
 

@@ -28,10 +28,10 @@ def config(**train):
 
 @pytest.fixture(scope="module")
 def mute():
-    """Random weights, except for the last projection, which is zero."""
+    """Random weights, except for the last projection and the gates, which are zero."""
     params = {k: v for k, v in tiny.params(config()).items() if k != "vae"}
     head = params["dit"]["head"]
-    head = head | {"projection": jax.tree.map(jnp.zeros_like, head["projection"])}
+    head = head | {name: jax.tree.map(jnp.zeros_like, head[name]) for name in ("projection", "gate")}
     prior = jax.tree.map(jnp.ones_like, params["prior"])
     return params | {"dit": params["dit"] | {"head": head}, "prior": prior}
 
