@@ -64,15 +64,16 @@ def parameters(config: DiTConfig) -> dict[str, int]:
         return inputs * outputs + outputs
 
     cells = c.patch**2 * c.channels
+    clean = c.prediction == "clean"  # gates and the near latent (flow.py)
     return {
         "attention": c.depth * (4 * dense(d, d) + 2 * d + 6 * d),
         "ffn": c.depth * (dense(d, c.ffn) + dense(c.ffn, d)),
         "text": c.depth * (4 * dense(d, d) + 2 * d + 2 * d),
         "audio": c.depth * (2 * dense(c.audio_width, d) + dense(d, d) + d),
-        "embed": dense(cells, d)
+        "embed": dense(cells, d) * (2 if clean else 1)
         + (dense(c.time_width, d) + dense(d, d) + dense(d, 6 * d))
         + (dense(c.text_width, d) + dense(d, d)),
-        "head": dense(d, cells) + 2 * d + (dense(d, c.channels) if c.prediction == "clean" else 0),
+        "head": dense(d, cells) + 2 * d + (dense(d, 2 * c.channels) if clean else 0),
     }
 
 
@@ -115,7 +116,8 @@ def costs(config: DiTConfig, work: Workload, itemsize: int = 2) -> dict[str, Cos
         product("embed", words, inputs, d)
     product("head", video, d, cells)
     if c.prediction == "clean":
-        product("head", video, d, c.channels)
+        product("head", video, d, 2 * c.channels)
+        product("embed", video, cells, d)
     count = parameters(config)
     return {part: Cost(count[part], flops[part], itemsize * (count[part] + moved[part])) for part in COMPONENTS}
 

@@ -6,15 +6,17 @@ r"""Flow matching: the forward process, what the network predicts, and the loss.
 (Lipman et al. 2023; Wan 2.1's convention.) The network's output F is read as
 
     "velocity":  v = F(x_t)                  x_0 = x_t - t F
-    "clean":     x_0 = a + (1 + G(m)) (m - a) + F(m)         v   = (x_t - x_0) / t
+    "clean":     x_0 = a + (1 + G) (m - a) + H (n - a) + F    v   = (x_t - x_0) / t
 
 where ``m = a + k (x_t - (1 - t) a)``, ``k = (1 - t) s / ((1 - t)^2 s + t^2)``, is what is best without a network if
 ``x_0`` were Gaussian with variance ``s`` (per channel, measured) around the anchor ``a``, the clean global reference
 (preconditioning as in Karras et al. 2022, with the reference for a mean). A character that does not move is right from
 the first step, and at ``t = 1`` the network looks at the character instead of at noise that says nothing: without that,
-one as narrow as the toy's cannot even learn a single batch at ``t = 1``. ``G``, one number a token and channel, is what
-the network knows about the variance *here*: where nothing moves it takes the noise out (``G = -1``), which ``F`` could
-not, a token having more values than the network is wide. Large models use "velocity" and no anchor.
+one as narrow as the toy's cannot even learn a single batch at ``t = 1``. ``G`` and ``H``, one number each a token and
+channel, do what ``F`` could not, a token having more values than the network is wide: ``G`` is what the network knows
+about the variance *here*, and takes the noise out where nothing moves (``G = -1``); ``H`` carries over the *near*
+latent ``n``, the last one known before a chunk, so that a pose once taken is kept without being drawn anew (``H = 1``),
+and as long as it stays below one, mistakes fade towards the reference. Large models use "velocity" and none of this.
 """
 
 from __future__ import annotations
@@ -54,16 +56,17 @@ def network_input(
 
 
 def clean_from_output(
-    prediction: str, output: Array, shown: Array, level: Float[Array, "b frames"], anchor: Array
+    prediction: str, output: Array, shown: Array, level: Float[Array, "b frames"], anchor: Array, near: Array
 ) -> Array:
     """The network's estimate of ``x_0`` from its output and what it was shown (:func:`network_input`).
 
-    In ``"clean"`` the output's last axis holds ``F`` and then ``G``, which belongs to equal parts of it.
+    In ``"clean"`` the output's last axis holds ``F``, then ``G`` and ``H``, which belong to equal parts of it.
     """
     if prediction == "clean":
-        change, gate = jnp.split(output, [shown.shape[-1]], axis=-1)
-        gate = jnp.tile(gate, shown.shape[-1] // gate.shape[-1])
-        return shown + gate * (shown - anchor) + change
+        change, gates = jnp.split(output, [shown.shape[-1]], axis=-1)
+        repeats = 2 * shown.shape[-1] // gates.shape[-1]
+        noise, carry = (jnp.tile(gate, repeats) for gate in jnp.split(gates, 2, axis=-1))
+        return shown + noise * (shown - anchor) + carry * (near - anchor) + change
     return shown - _beside(level, shown) * output
 
 

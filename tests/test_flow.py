@@ -39,11 +39,13 @@ def test_both_predictions_name_the_same_clean_frame():
     """Velocity v = noise - x_0 and the offset of x_0 from its Gaussian estimate lead to x_0."""
     level = jnp.array([[0.1, 0.5, 1.0], [0.9, 0.3, 0.7]])
     noisy, anchor = add_noise(CLEAN, NOISE, level), draw(2, 2, 1, 4, 5)
-    from_velocity = clean_from_output("velocity", NOISE - CLEAN, noisy, level, anchor)
+    near = draw(4, 2, 1, 4, 5)
+    from_velocity = clean_from_output("velocity", NOISE - CLEAN, noisy, level, anchor, near)
     shown = network_input("clean", noisy, level, anchor, VARIANCE)
-    gate = draw(2, 2, 3, 4, VARIANCE.shape[0])
-    change = CLEAN - shown - jnp.tile(gate, CLEAN.shape[-1] // gate.shape[-1]) * (shown - anchor)
-    from_clean = clean_from_output("clean", jnp.concatenate([change, gate], axis=-1), shown, level, anchor)
+    noise, carry = draw(2, 2, 3, 4, 5), draw(3, 2, 3, 4, 5)
+    change = CLEAN - shown - noise * (shown - anchor) - carry * (near - anchor)
+    output = jnp.concatenate([change, noise, carry], axis=-1)
+    from_clean = clean_from_output("clean", output, shown, level, anchor, near)
     np.testing.assert_allclose(from_velocity, CLEAN, atol=1e-5)
     np.testing.assert_allclose(from_clean, CLEAN, atol=1e-5)
     assert network_input("velocity", noisy, level, anchor, VARIANCE) is noisy

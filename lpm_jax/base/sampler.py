@@ -62,10 +62,12 @@ class Guided:
         }
         drop = {"audio": jnp.asarray(told[:, 1], jnp.float32)}
         self.denoise = Denoiser(config, params, tiled | {"text": text}, frames, chunk, drop=drop)
+        self.near: Array | None = None  # by default the first frame
 
     def __call__(self, noisy: Float[Array, "b frames tokens pc"], level: Float[Array, "b frames"]) -> Array:
         n = len(self.factors)
-        clean = self.denoise(jnp.concatenate([noisy] * n), jnp.concatenate([level] * n))
+        near = None if self.near is None else jnp.concatenate([self.near] * n)
+        clean = self.denoise(jnp.concatenate([noisy] * n), jnp.concatenate([level] * n), near)
         terms = clean.astype(jnp.float32).reshape(n, self.batch, *clean.shape[1:])
         return jnp.tensordot(jnp.asarray(list(self.factors.values())), terms, axes=1)
 
@@ -114,6 +116,8 @@ def sample(
     noise = jax.random.normal(key, shape, jnp.float32)
     start = jnp.where(continues & (jnp.arange(frames) < shared), config.sample.tail_level, 1.0)
     start = jnp.broadcast_to(start, (b, frames))
+    if shared:
+        denoise.near = jnp.where(continues, dit.patchify(cfg, tail[:, :1]), denoise.denoise.first[:b])
     before = jnp.pad(dit.patchify(cfg, tail), ((0, 0), (0, frames - shared), (0, 0), (0, 0)))
     x = integrate(denoise, add_noise(before, noise, start), levels(config.sample), start)
     return dit.unpatchify(cfg, x, h, w)

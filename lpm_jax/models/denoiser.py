@@ -18,6 +18,14 @@ def take(x: Array, keep: Int[Array, "b kept"] | None) -> Array:
     return jnp.take_along_axis(x, index, axis=2)
 
 
+def previous(
+    clean: Float[Array, "b frames tokens pc"], first: Float[Array, "b 1 tokens pc"], chunk: int
+) -> Float[Array, "b frames tokens pc"]:
+    """Each frame's near latent: the last frame of the chunk before its own, ``first`` before the first chunk."""
+    ends = clean[:, chunk - 1 :: chunk][:, : clean.shape[1] // chunk - 1]
+    return jnp.repeat(jnp.concatenate([first.astype(clean.dtype), ends], axis=1), chunk, axis=1)
+
+
 class Denoiser:
     """Conditions, references and masks of a batch of windows, prepared once; then any noisy input.
 
@@ -45,19 +53,30 @@ class Denoiser:
         h, w = batch["references"].shape[2:4]
         self.references = take(dit.patchify(cfg, batch["references"].astype(dtype)), keep)
         self.anchor = self.references[:, 1:2]
+        first = batch["reference_valid"][:, :1, None, None]
+        self.first = jnp.where(first, self.references[:, :1], self.anchor)  # what is known before the window
         mask = conditions.self_attention_mask(frames, chunk, batch["reference_valid"])
         own = jnp.broadcast_to(jnp.arange(frames, dtype=jnp.float32), (mask.shape[0], frames))
         times = jnp.concatenate([own, conditions.reference_times(cfg, batch["reference_kinds"])], axis=1)
         self.positions = conditions.positions(cfg, times, mask, (h // cfg.patch, w // cfg.patch), keep)
 
-    def __call__(self, noisy: Float[Array, "b frames tokens pc"], level: Float[Array, "b frames"]) -> Array:
-        """The estimate of ``x_0``."""
+    def __call__(
+        self,
+        noisy: Float[Array, "b frames tokens pc"],
+        level: Float[Array, "b frames"],
+        near: Float[Array, "b #frames tokens pc"] | None = None,
+    ) -> Array:
+        """The estimate of ``x_0``. ``near`` is each frame's near latent (flow.py), by default the first frame, or the
+        anchor where that is absent."""
         cfg = self.config.dit
+        near = self.first if near is None else near
+        near = jnp.broadcast_to(near, noisy.shape).astype(self.references.dtype)
+        known = near - self.anchor if cfg.prediction == "clean" else None
         shown = network_input(cfg.prediction, noisy, level, self.anchor, self.params["prior"]["variance"])
         x = jnp.concatenate([shown.astype(self.references.dtype), self.references], axis=1)
         levels = jnp.concatenate([level, jnp.zeros((level.shape[0], self.references.shape[1]))], axis=1)
         out, _ = dit.forward(
             cfg, self.params["dit"], x, levels, self.frames, self.conditions, self.positions,
-            unroll=self.config.train.unroll,
+            unroll=self.config.train.unroll, near=known,
         )  # fmt: skip
-        return clean_from_output(cfg.prediction, out, shown, level, self.anchor)
+        return clean_from_output(cfg.prediction, out, shown, level, self.anchor, near)

@@ -170,9 +170,11 @@ class Embed(nn.Module):
     config: DiTConfig
 
     @nn.compact
-    def __call__(self, patches, levels, text):
+    def __call__(self, patches, levels, text, near=None):
         cfg = self.config
         x = Dense(cfg.width, name="patch")(patches)
+        if near is not None:
+            x = x.at[:, : near.shape[1]].add(Dense(cfg.width, nn.initializers.zeros, name="near")(near))
         t = time_features(levels, cfg.time_width).astype(patches.dtype)
         t = Dense(cfg.width, name="time_in")(t)
         t = Dense(cfg.width, name="time_out")(nn.silu(t))
@@ -194,8 +196,8 @@ class Head(nn.Module):
         shift, scale = (t + row for row in table.astype(t.dtype))
         y = modulate(layer_norm(x, cfg.eps), scale, shift)
         out = Dense(cfg.patch**2 * cfg.channels, nn.initializers.zeros, name="projection")(y)
-        if cfg.prediction == "clean":  # besides, a gate for each channel (flow.py)
-            out = jnp.concatenate([out, Dense(cfg.channels, nn.initializers.zeros, name="gate")(y)], axis=-1)
+        if cfg.prediction == "clean":  # besides, two gates for each channel (flow.py)
+            out = jnp.concatenate([out, Dense(2 * cfg.channels, nn.initializers.zeros, name="gate")(y)], axis=-1)
         return out
 
 
@@ -204,7 +206,9 @@ def init(config: DiTConfig, key: Array) -> dict:
     keys = jax.random.split(key, 2 + config.depth)
     dim = config.patch**2 * config.channels
     zeros = jnp.zeros
-    embed = Embed(config).init(keys[0], zeros((1, 1, 1, dim)), zeros((1, 1)), zeros((1, 1, config.text_width)))
+    patches = zeros((1, 1, 1, dim))
+    near = patches if config.prediction == "clean" else None
+    embed = Embed(config).init(keys[0], patches, zeros((1, 1)), zeros((1, 1, config.text_width)), near)
     half = config.head_dim // 2
     audio = Audio(zeros((1, 1, config.audio_width)), jnp.ones((1, 1, 1), bool), zeros((1, half)), zeros((1, half)))
     x, e = zeros((1, 1, 1, config.width)), zeros((1, 1, 6, config.width))
@@ -260,6 +264,7 @@ def forward(
     implementation: str | None = None,
     remat: bool = False,
     unroll: bool = False,
+    near: Float[Array, "b video tokens pc"] | None = None,
 ) -> tuple[Float[Array, "b video tokens out"], Cache | None]:
     """The network's output for ``f`` latent frames of patches, the first ``video`` video and the rest references.
 
@@ -268,10 +273,11 @@ def forward(
     ``positions.mask`` say where they stand and which count), and, if ``write_at`` is given, stores its own keys and
     values from that slot on. The scan only reads the cache and stacks what is new; one update after it writes all
     layers, in place when donated (an update inside the scan makes XLA copy the whole cache in every iteration).
+    ``near`` is what "clean" prediction knows of the near latent, less the anchor (flow.py), for each frame of video.
     ``unroll`` writes the scan out: gradients need no copies of each layer's activations, but compiling takes longer.
     """
     b, f, n, _ = patches.shape
-    x, t, e, text = Embed(config).apply({"params": params["embed"]}, patches, levels, conditions.text)
+    x, t, e, text = Embed(config).apply({"params": params["embed"]}, patches, levels, conditions.text, near)
     block = Block(config, implementation)
 
     def pair(x, layer):

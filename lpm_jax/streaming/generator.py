@@ -33,6 +33,7 @@ class StreamState(NamedTuple):
     reference_times: Float[Array, "b refs"]
     reference_valid: Bool[Array, "b refs"]
     anchor: Float[Array, "b 1 tokens pc"]
+    near: Float[Array, "b 1 tokens pc"]  # the last latent frame made, at first the picture's
     text: Float[Array, "b words width"]
     text_mask: Bool[Array, "b words"]
     speak: Float[Array, "b history"]  # the last samples of each track
@@ -93,7 +94,18 @@ def start(
     _, decoder = vae.decode(config.vae, params["vae"], latents[:, :1])
     samples = jnp.zeros((b, history_samples(config)))
     return StreamState(
-        cache, times, valid, patches[:, 1:2], text, mask, samples, samples, decoder, jnp.zeros((), jnp.int32), key
+        cache,
+        times,
+        valid,
+        patches[:, 1:2],
+        patches[:, :1],
+        text,
+        mask,
+        samples,
+        samples,
+        decoder,
+        jnp.zeros((), jnp.int32),
+        key,
     )
 
 
@@ -148,6 +160,8 @@ def latent_step(
     key, draw = jax.random.split(state.key)
     cache = state.cache
     clean = jnp.zeros((b, chunk, tokens, cfg.patch**2 * cfg.channels), cache.k.dtype)
+    near = jnp.broadcast_to(state.near, clean.shape)
+    known = near - state.anchor if cfg.prediction == "clean" else None
     for i, level in enumerate(stream.levels):
         noise = jax.random.normal(jax.random.fold_in(draw, i), clean.shape, clean.dtype)
         levels = jnp.full((b, chunk), level)
@@ -155,14 +169,15 @@ def latent_step(
         shown = network_input(cfg.prediction, noisy, levels, state.anchor, params["prior"]["variance"])
         last = i == len(stream.levels) - 1
         out, cache = dit.forward(
-            cfg, params["dit"], shown, levels, chunk, told, positions, cache, refs + write if last else None
+            cfg, params["dit"], shown, levels, chunk, told, positions, cache, refs + write if last else None, near=known
         )
-        clean = clean_from_output(cfg.prediction, out, shown, levels, state.anchor)
+        clean = clean_from_output(cfg.prediction, out, shown, levels, state.anchor, near)
 
     keep = state.speak.shape[1]
     side = config.size // config.vae.stride
     state = state._replace(
         cache=cache,
+        near=clean[:, -1:],
         speak=sound["speak"][:, -keep:],
         listen=sound["listen"][:, -keep:],
         chunk=state.chunk + 1,

@@ -24,11 +24,12 @@ from lpm_jax.checkpoint import load_weights
 from lpm_jax.config import Config
 from lpm_jax.flow import add_noise, sample_levels, weighted_loss
 from lpm_jax.models import conditions, dit, vae
-from lpm_jax.models.denoiser import Denoiser, take
+from lpm_jax.models.denoiser import Denoiser, previous, take
 from lpm_jax.training import latents
 from lpm_jax.training.loop import Stage
 
 CAUSAL = ("online.causal",)
+NEAR_NOISE = 0.1  # standard deviation of what is added to the truth's near latents; the latent's is one
 
 
 def keep_patches(key: Array, weights: Float[Array, "b frames tokens"], share: float) -> Int[Array, "b kept"] | None:
@@ -47,7 +48,7 @@ def make_loss(config: Config, causal: bool, share: float):
     dtype = jnp.dtype(train.dtype)
 
     def loss(params, batch, key):
-        k_keep, k_text, k_audio, k_level, k_noise, k_noise2 = jax.random.split(key, 6)
+        k_keep, k_text, k_audio, k_level, k_noise, k_noise2, k_near = jax.random.split(key, 7)
         params = jax.tree.map(lambda p: p.astype(dtype), params)
         b, frames = batch["latents"].shape[:2]
         weight = patch_weights(config, batch["weights"])
@@ -69,16 +70,19 @@ def make_loss(config: Config, causal: bool, share: float):
             return value, by_level(error, level)
         first, second = config.stream.levels
         chunk = config.stream.chunk
+        # The near latents: the truth's, a little off; then the network's own.
+        off = NEAR_NOISE * jax.random.normal(k_near, truth.shape, dtype)
         pure = jax.random.bernoulli(k_level, 0.5, (b, frames // chunk))
         pure = jnp.repeat(pure, chunk, axis=1)
         level = jnp.where(pure, first, second)
-        clean = denoise(add_noise(truth, noise, level), level)
+        clean = denoise(add_noise(truth, noise, level), level, previous(truth + off, denoise.first, chunk))
         value1, error1 = weighted_loss(clean, truth, level, weight, channels, flow)
         # Swap the levels; chunks that were guessed from pure noise come back as their own re-noised guess.
         own = jnp.where(pure[..., None, None], jax.lax.stop_gradient(clean), truth)
         swapped = jnp.where(pure, second, first)
         noise2 = jax.random.normal(k_noise2, truth.shape, dtype)
-        clean2 = denoise(add_noise(own, noise2, swapped), swapped)
+        near = previous(jax.lax.stop_gradient(clean), denoise.first, chunk)
+        clean2 = denoise(add_noise(own, noise2, swapped), swapped, near)
         value2, error2 = weighted_loss(clean2, truth, swapped, weight, channels, flow)
         metrics = by_level(jnp.concatenate([error1, error2]), jnp.concatenate([level, swapped]))
         return 0.5 * (value1 + value2), metrics

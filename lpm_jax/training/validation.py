@@ -17,7 +17,7 @@ from lpm_jax.base.sampler import integrate
 from lpm_jax.config import Config
 from lpm_jax.flow import add_noise
 from lpm_jax.models import dit, vae
-from lpm_jax.models.denoiser import Denoiser
+from lpm_jax.models.denoiser import Denoiser, previous
 from lpm_jax.training.sheets import save_sheet
 
 CLIPS = 16
@@ -38,7 +38,8 @@ def rollout(config: Config, denoise: Callable, shape: tuple, key: Array) -> Floa
             level = jnp.where(here[..., 0, 0], t, level)
             fresh = jax.random.normal(keys[1 + i], shape)
             noisy = jnp.where(here, add_noise(result, fresh, level), noisy)
-            result = jnp.where(here, denoise(noisy, level), result)
+            near = previous(result, denoise.first, chunk)
+            result = jnp.where(here, denoise(noisy, level, near), result)
     return result
 
 

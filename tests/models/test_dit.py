@@ -153,7 +153,7 @@ def test_dropped_branches(params, batch, base):
 
 
 def test_references_are_appended_and_do_not_come_out(params, batch, base):
-    assert base[0].shape == (2, FRAMES, TOKENS, 32 + 8)  # a patch's values, and its channels' gates
+    assert base[0].shape == (2, FRAMES, TOKENS, 32 + 2 * 8)  # a patch's values, and its channels' gates
     # Their order among each other does not matter as long as each keeps its place on the time axis.
     other = batch | {name: batch[name][:, ::-1] for name in ("references", "kinds", "valid")}
     out, cache = run(None, params, other)
@@ -299,7 +299,7 @@ def formula(c: DiTConfig) -> tuple[int, int]:
     audio = 2 * dense(c.audio_width, d) + dense(d, d) + d
     ends = dense(pixels, d) + dense(c.time_width, d) + dense(d, d) + dense(d, 6 * d)
     ends += dense(c.text_width, d) + dense(d, d) + 2 * d + dense(d, pixels)
-    ends += dense(d, c.channels) if c.prediction == "clean" else 0  # the gates
+    ends += dense(d, 2 * c.channels) + dense(pixels, d) if c.prediction == "clean" else 0  # gates, near latent
     return c.depth * block + ends, c.depth * audio
 
 

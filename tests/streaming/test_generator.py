@@ -138,21 +138,24 @@ def test_stream_equals_the_block_causal_model(reference, latents):
     positions = conditions.positions(CFG, times, mask, (2, 2))
 
     @jax.jit
-    def plain(video, levels):
+    def plain(video, levels, near):
         levels = jnp.concatenate([jnp.repeat(levels, STREAM.chunk), jnp.zeros(REFS)])[None]
         shown = ref.shown(video, levels[:, :count])
         patches = jnp.concatenate([shown, ref.references], axis=1)
-        out, _ = dit.forward(CFG, ref.params["dit"], patches, levels, count, told, positions)
-        return clean_from_output(CFG.prediction, out, shown, levels[:, :count], ref.anchor)
+        known = near - ref.anchor
+        out, _ = dit.forward(CFG, ref.params["dit"], patches, levels, count, told, positions, near=known)
+        return clean_from_output(CFG.prediction, out, shown, levels[:, :count], ref.anchor, near)
 
     t0, t1 = STREAM.levels
     video, noise, worst = jnp.zeros((1, count, TOKENS, DIM)), ref.noise(), 0.0
+    near, last = jnp.zeros_like(video), ref.references[:, :1]
     for n in range(chunks):
         at = slice(n * STREAM.chunk, (n + 1) * STREAM.chunk)
-        video = video.at[:, at].set(noise[n][0])
-        clean = plain(video, jnp.full(chunks, t1).at[n].set(t0))[:, at]
+        video, near = video.at[:, at].set(noise[n][0]), near.at[:, at].set(last)
+        clean = plain(video, jnp.full(chunks, t1).at[n].set(t0), near)[:, at]
         video = video.at[:, at].set(add_noise(clean, noise[n][1], jnp.full((1, STREAM.chunk), t1)))
-        clean = plain(video, jnp.full(chunks, t1))[:, at]
+        clean = plain(video, jnp.full(chunks, t1), near)[:, at]
+        last = clean[:, -1:]
         worst = max(worst, float(jnp.abs(dit.unpatchify(CFG, clean, 4, 4) - latents[n]).max()))
     assert jnp.std(latents[0]) > 0.5
     assert worst < 1e-4
@@ -169,9 +172,10 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
     ]
     module = dit.Block(CFG)
 
-    def evaluate(patches, levels, video, hear, own_times, past, past_times, mask):
+    def evaluate(patches, levels, near, video, hear, own_times, past, past_times, mask):
         """All blocks, each with its own list of earlier keys and values; returns the output and the new ones."""
-        x, t, e, text = dit.Embed(CFG).apply({"params": ref.params["dit"]["embed"]}, patches, levels, told.text)
+        embed = {"params": ref.params["dit"]["embed"]}
+        x, t, e, text = dit.Embed(CFG).apply(embed, patches, levels, told.text, near - ref.anchor)
         own = angles_3d(own_times, 2, 2, CFG.head_dim)
         positions = dit.Positions(own, angles_3d(past_times, 2, 2, CFG.head_dim), mask)
         new = []
@@ -198,7 +202,7 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
     blank = [tuple(jnp.zeros((1, STREAM.chunk * TOKENS, CFG.heads, CFG.head_dim)) for _ in "kv") for _ in blocks]
     step = jax.jit(partial(evaluate, video=STREAM.chunk))
     kept: list[list] = []  # per chunk, per block
-    noise, worst = ref.noise(), []
+    noise, worst, last = ref.noise(), [], ref.references[:, :1]
     for n in range(CHUNKS):
         seen = [c for c in range(n) if c < STREAM.sink or n - c <= STREAM.window]
         now = float(min(n, REACH) * STREAM.chunk)
@@ -223,13 +227,16 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
             "mask": jnp.asarray(np.repeat(mask, TOKENS))[None, None],
         }
         t0, t1 = (jnp.full((1, STREAM.chunk), level) for level in STREAM.levels)
+        near = jnp.broadcast_to(last, noise[n][0].shape)
         shown = ref.shown(noise[n][0], t0)
-        out, _ = step(shown, t0, **arguments)
-        clean = clean_from_output(CFG.prediction, out, shown, t0, ref.anchor)
+        out, _ = step(shown, t0, near, **arguments)
+        clean = clean_from_output(CFG.prediction, out, shown, t0, ref.anchor, near)
         shown = ref.shown(add_noise(clean, noise[n][1], t1), t1)
-        out, new = step(shown, t1, **arguments)
+        out, new = step(shown, t1, near, **arguments)
         kept.append(new)
-        clean = dit.unpatchify(CFG, clean_from_output(CFG.prediction, out, shown, t1, ref.anchor), 4, 4)
+        clean = clean_from_output(CFG.prediction, out, shown, t1, ref.anchor, near)
+        last = clean[:, -1:]
+        clean = dit.unpatchify(CFG, clean, 4, 4)
         worst.append(float(jnp.abs(clean - latents[n]).max()))
     assert max(worst) < 1e-4, worst
 

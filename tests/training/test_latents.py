@@ -132,10 +132,12 @@ class Oracle:
 
     def __init__(self, shape):
         self.truth = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-        self.levels = []
+        self.first = self.truth[:, :1] + 9
+        self.levels, self.near = [], []
 
-    def __call__(self, noisy, level):
+    def __call__(self, noisy, level, near):
         self.levels.append(np.asarray(level)[0].tolist())
+        self.near.append(near)
         return self.truth
 
 
@@ -146,6 +148,10 @@ def test_rollout_reaches_what_the_denoiser_says():
     student = Oracle((1, 4, 3, 5))
     result = validation.rollout(config, student, student.truth.shape, jax.random.key(0))
     np.testing.assert_allclose(result, student.truth)
+    for i, near in enumerate(student.near):  # of the first chunk the first frame, then the last frame of the one before
+        np.testing.assert_allclose(near[:, :2], student.first.repeat(2, 1))
+        if i > 1:
+            np.testing.assert_allclose(near[:, 2:], student.truth[:, 1:2].repeat(2, 1))
     # Chunk by chunk at T0 and T1; what was made stays at T1 while the next is made.
     assert student.levels == [[1, 1, 1, 1], [0.5, 0.5, 1, 1], [0.5, 0.5, 1, 1], [0.5, 0.5, 0.5, 0.5]]
 
