@@ -16,6 +16,7 @@ own output.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -183,7 +184,8 @@ def import_wan(
     """Writes a Wan as a model's directory: ``model-*.safetensors``, the parts that there are, and ``config.json``.
 
     Parts are those ``given`` (``{"vae", "text", "audio"}`` to what :func:`add_part` reads) and those that ``source``
-    has beside its transformer. What ``destination`` already has of the others stays, with its section of the config.
+    has beside its transformer. What ``destination`` already has of the others stays, with its section of the config
+    where that fits.
 
     A killed import resumes where it was, and a second one writes nothing. ``config.json`` comes last: a directory
     without one is not a model.
@@ -201,7 +203,8 @@ def import_wan(
         elif any(destination.glob(f"{kind}-*.safetensors")) and description(destination):
             there = part.get(pretrained.read_config(description(destination).parent))
             if isinstance(there, type(part.default)):
-                config = part.put(config, there, str(destination / "config.json"))
+                with contextlib.suppress(InputError):  # of a model with another transformer
+                    config = part.put(config, there, str(destination))
     _, leaves, paths = plan_wan(source, config, dtype, seed)
     model = {path: leaf.target() for path, leaf in leaves.items()}
     stems = {"model": (model, fingerprint(paths, str(dtype), seed))} | stems
@@ -228,8 +231,7 @@ def add_part(
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
-    """Adds (or replaces) ``"vae"``, ``"text"`` or ``"audio"`` of the model in ``destination``, as :func:`import_wan`
-    writes.
+    """Adds (or replaces) ``"vae"``, ``"text"`` or ``"audio"`` of the model in ``destination``.
 
     Where features of sound get another width, the first layer of both adapters is drawn anew from ``seed``, as ``wan``
     draws it; nothing else of the model is touched.

@@ -195,6 +195,15 @@ def test_sound_of_another_width_redraws_the_adapters(model, sources, tmp_path):
     assert times(out) == before
 
 
+def test_one_dtype_for_all(sources, tmp_path):
+    convert.import_wan(sources / "root", tmp_path / "half", dtype=jnp.bfloat16, given={"audio": sources / "base"})
+    found = contents(tmp_path / "half")
+    assert {value.dtype for value in found.values()} == {np.dtype(jnp.bfloat16)}
+    assert {key.partition("/")[0] for key in found if key.startswith("model:")} == {
+        "model:dit", "model:speak", "model:listen", "model:prior",
+    }  # fmt: skip
+
+
 def test_adapters_come_back_from_an_export(model, tmp_path):
     convert.export_wan(model, tmp_path / "x")
     convert.import_wan(tmp_path / "x", tmp_path / "again", seed=0)
