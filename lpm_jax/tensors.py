@@ -229,6 +229,22 @@ def write_shards(
     return paths, places, written
 
 
+def rewrite(path: Path, aside: Path, changes: dict[str, Target]) -> None:
+    """Writes a copy of ``path`` to ``aside`` in which tensors are exchanged; its metadata stays. A row or a
+    block of ``BLOCK_BYTES`` is in memory."""
+    found, metadata = read_header(path)
+
+    def blocks(tensor: Tensor) -> Iterator[np.ndarray]:
+        rows = max(1, BLOCK_BYTES // max(1, math.prod(tensor.shape[1:]) * tensor.dtype.itemsize))
+        return (tensor.read(slice(start, start + rows)) for start in range(0, tensor.shape[0], rows))
+
+    def kept(tensor: Tensor) -> Target:
+        return Target(tensor.dtype, tensor.shape, lambda: blocks(tensor))
+
+    targets = {key: changes.get(key) or kept(tensor) for key, tensor in found.items()}
+    _write(aside, _header(targets, list(targets), metadata), targets, list(targets))
+
+
 def publish(directory: Path, stem: str, paths: list[Path]) -> None:
     """Moves finished files from aside into place and removes those of an earlier save."""
     aside = directory / ASIDE

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpm_jax import flops
+from lpm_jax import flops, pretrained
 from lpm_jax.config import DiTConfig, load_config
 from lpm_jax.errors import InputError
 from lpm_jax.models import dit
@@ -107,6 +107,28 @@ def test_the_table_in_the_docs_is_up_to_date():
     text = (CONFIGS.parent / "docs" / "models.md").read_text()
     for name in ("lpm_17b", "lpm_1b"):
         assert flops.table(load_config(CONFIGS / f"{name}.py").dit, flops.Workload()) in text
+
+
+def test_the_parts_in_the_docs_are_those_of_the_models():
+    text = (CONFIGS.parent / "docs" / "models.md").read_text()
+    columns = []
+    for name in ("lpm_17b", "lpm_1b"):
+        parts = pretrained.parts(load_config(CONFIGS / f"{name}.py"))
+        model = parts.pop("model")
+        assert set(model) == {"dit", "speak", "listen", "prior"} and set(parts) == {"text", "vae", "audio"}
+        trees = [model["dit"], [model["speak"], model["listen"]], model["prior"], *(parts[k] for k in parts)]
+        columns.append(dict(zip(["dit", "adapters", "prior", *parts], map(count, trees), strict=True)))
+    titles = {
+        "dit": "transformer | `model-*`",
+        "adapters": "adapters of sound, speak and listen | `model-*`",
+        "prior": "prior of the latent | `model-*`",
+        "text": "umT5-XXL text encoder | `text-*`, `tokenizer.json`",
+        "vae": "Wan 2.1 video VAE | `vae-*`",
+        "audio": "wav2vec 2.0 base audio encoder | `audio-*`",
+    }
+    assert titles.keys() == columns[0].keys()
+    for part, title in titles.items():
+        assert f"| {title} | {columns[0][part]:,} | {columns[1][part]:,} |" in text, part
 
 
 def test_lengths_that_are_none():

@@ -25,10 +25,14 @@ FIRST_FRAME, GLOBAL, VIEWS, EXPRESSIONS = 0, 1, 2, 6
 
 def init(config: Config, key: Array) -> dict:
     """Fresh parameters of the whole model."""
-    k1, k2, k3, k4 = jax.random.split(key, 4)
+    return {"dit": dit.init(config.dit, jax.random.split(key, 4)[0])} | init_small(config, key)
+
+
+def init_small(config: Config, key: Array) -> dict:
+    """What :func:`init` makes beside the transformer: all that an imported transformer still lacks."""
+    _, k2, k3, k4 = jax.random.split(key, 4)
     tokens = jnp.zeros((1, STRIDE, audio_features(config.audio).features))
     params = {
-        "dit": dit.init(config.dit, k1),
         "speak": AudioEncoder(config.audio).init(k3, tokens)["params"],
         "listen": AudioEncoder(config.audio).init(k4, tokens)["params"],
         # Of the latent, per channel: its variance around the reference (flow.py) and what its error counts in the loss.

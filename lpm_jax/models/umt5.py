@@ -75,6 +75,11 @@ class Tokenizer:
                 raise InputError(f"{path}: expected a vocabulary with {mark}, found none")
         self.eos, self.pad = marks[EOS], marks[PAD]
 
+    @property
+    def vocabulary(self) -> int:
+        """How many ids there are."""
+        return self._library.get_vocab_size()
+
     def __call__(self, prompts: Sequence[str]) -> tuple[Int[np.ndarray, "b words"], Bool[np.ndarray, "b words"]]:
         """Ids of the cleaned prompts and which of them count: the text, cut where it is too long, and its end mark."""
         ids = np.full((len(prompts), self.tokens), self.pad, np.int32)

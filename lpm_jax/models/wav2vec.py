@@ -39,6 +39,12 @@ BASE = Wav2VecConfig()
 #: The large models with a norm in every convolution: LV-60, XLSR-53, XLS-R 300M.
 LARGE = Wav2VecConfig(width=1024, layers=24, heads=16, ffn=4096, conv_bias=True, norm="layer", stable=True)
 
+#: Ends of the keys of a weight-normalised convolution: its gain and its direction, as old and new PyTorch spell them.
+FACTORS = (
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
+
 
 # ---- parameters
 
@@ -109,10 +115,7 @@ def fold(tensors: dict[str, Any]) -> dict[str, Any]:
     The norm is per tap of the kernel (PyTorch's ``dim=2``), over output and input channels.
     """
     out = dict(tensors)
-    for g_end, v_end in (
-        ("weight_g", "weight_v"),
-        ("parametrizations.weight.original0", "parametrizations.weight.original1"),
-    ):
+    for g_end, v_end in FACTORS:
         for key in [key for key in out if key.endswith(f".{g_end}")]:
             stem = key.removesuffix(g_end)
             g, v = (np.asarray(out.pop(stem + end)) for end in (g_end, v_end))
