@@ -15,8 +15,8 @@ the first step, and at ``t = 1`` the network looks at the character instead of a
 one as narrow as the toy's cannot even learn a single batch at ``t = 1``. ``G`` and ``H``, one number each a token and
 channel, do what ``F`` could not, a token having more values than the network is wide: ``G`` is what the network knows
 about the variance *here*, and takes the noise out where nothing moves (``G = -1``); ``H`` carries over the *near*
-latent ``n``, the last one known before a chunk, so that a pose once taken is kept without being drawn anew (``H = 1``),
-and as long as it stays below one, mistakes fade towards the reference. Large models use "velocity" and none of this.
+latent ``n``, the last one known before a chunk, so that a pose once taken is kept without being drawn anew (``H = 1``,
+its bound; below one, mistakes fade towards the reference). Large models use "velocity" and none of this.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def clean_from_output(
         change, gates = jnp.split(output, [shown.shape[-1]], axis=-1)
         repeats = 2 * shown.shape[-1] // gates.shape[-1]
         noise, carry = (jnp.tile(gate, repeats) for gate in jnp.split(gates, 2, axis=-1))
-        return shown + noise * (shown - anchor) + carry * (near - anchor) + change
+        return shown + noise * (shown - anchor) + jnp.clip(carry, -1, 1) * (near - anchor) + change
     return shown - _beside(level, shown) * output
 
 
