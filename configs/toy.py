@@ -9,7 +9,7 @@ which computes two passes, 3.4 s (with ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOL
 With more machine, raise ``train.steps`` first, then ``dit.depth`` to 8.
 """
 
-from lpm_jax.config import Config
+from lpm_jax.config import Config, SampleConfig
 
 
 def get_config() -> Config:
@@ -18,6 +18,8 @@ def get_config() -> Config:
     dit = {**half, "batch": 8, "learning_rate": 4e-3, "warmup": 40, "ema": 0.99, "token_keep": 1.0, "unroll": True}
     return Config(
         name="toy",
+        # Base offline (``python -m lpm_jax.base``): segments as long as a training window, no guidance.
+        sample=SampleConfig(steps=8, shift=1.0, text_scale=1.0, audio_scale=1.0, segment=37),
         stages={
             "vae": {**vae, "ema": 0.998},
             "base.speak": {**dit, "steps": 250, "kinds": ("speak", "idle")},
