@@ -38,7 +38,8 @@ def stretches(
     """Changes at the joints and in stretches of the same length elsewhere.
 
     ``step`` and ``overlap`` are latent frames: segment ``k`` begins with latent frame ``k step``, whose first video
-    frame is ``1 + group k step``.
+    frame is ``1 + group k step``. Stretches elsewhere begin with a latent frame, too, for the picture changes more from
+    one latent frame to the next than within one; neighbours share their outermost change.
     """
     length = group * overlap + 1
     starts = list(range(group * step, len(change) - length + 1, group * step))
@@ -46,13 +47,13 @@ def stretches(
     taken = np.zeros(len(change), bool)
     for s in starts:
         taken[s : s + length] = True
-    others, at = [], 24
+    others, at = [], 24 // group * group
     while at + length <= len(change):
         if taken[at : at + length].any():
-            at += 1
+            at += group
             continue
         others.append(change[at : at + length])
-        at += length
+        at += length - 1
     return np.array(joints).reshape(-1, length), np.array(others).reshape(-1, length)
 
 

@@ -34,6 +34,7 @@ def batch():
     audio = (2, HISTORY + 4 * FRAMES, tiny.FEATURES)
     return {
         "noisy": draw(0, 2, FRAMES, TOKENS, 32),
+        "near": draw(4, 2, FRAMES, TOKENS, 32),
         "levels": jnp.tile(jnp.linspace(0.2, 1.0, FRAMES), (2, 1)),
         "references": draw(1, 2, REFERENCES, TOKENS, 32),
         "kinds": jnp.array([[0, 1, 3], [0, 1, 7]]),
@@ -53,7 +54,7 @@ def run(chunk, params, batch, order=None, text=(1.0, 1.0), audio=(1.0, 1.0)):
 def _run(chunk, params, batch, order, keep):
     """Output for the video frames, and the keys and values of every layer and frame."""
     told = conditions.encode(CONFIG, params, batch["text"], batch["speak"], batch["listen"], FRAMES, chunk, keep)
-    patches = jnp.concatenate([batch["noisy"], batch["references"]], axis=1)
+    patches, near = jnp.concatenate([batch["noisy"], batch["references"]], axis=1), batch["near"]
     levels = jnp.concatenate([batch["levels"], jnp.zeros((2, REFERENCES))], axis=1)
     times = jnp.concatenate(
         [jnp.tile(jnp.arange(float(FRAMES)), (2, 1)), conditions.reference_times(CFG, batch["kinds"])], axis=1
@@ -61,13 +62,13 @@ def _run(chunk, params, batch, order, keep):
     mask = conditions.self_attention_mask(FRAMES, chunk, batch["valid"])
     at = conditions.positions(CFG, times, mask, (2, 2), order)
     if order is not None:
-        patches = jnp.take_along_axis(patches, order[:, None, :, None], axis=2)
+        patches, near = (jnp.take_along_axis(x, order[:, None, :, None], axis=2) for x in (patches, near))
     # A cache that nothing reads, only to see what the blocks would store.
     slots = FRAMES + REFERENCES
     cache = dit.Cache(*[jnp.zeros((CFG.depth // 2, 2, 2, slots, TOKENS, CFG.heads, CFG.head_dim))] * 2)
     unseen = jnp.zeros((2, at.mask.shape[1], slots * TOKENS), bool)
     at = dit.Positions(at.own, jnp.zeros((1, slots * TOKENS, CFG.head_dim // 2)), jnp.concatenate([unseen, at.mask], 2))
-    return dit.forward(CFG, params["dit"], patches, levels, FRAMES, told, at, cache, 0)
+    return dit.forward(CFG, params["dit"], patches, levels, FRAMES, told, at, cache, 0, near=near)
 
 
 @pytest.fixture(scope="module")
