@@ -102,7 +102,6 @@ def main() -> int:
         steps=args.steps, shift=1.0, text_scale=args.scale, audio_scale=args.scale, segment=args.segment, overlap=2
     )
     ways = {f"overlap 2, tail at {t:g}": dataclasses.replace(usual, tail_level=t) for t in (0.0, 0.25, 0.5, 0.75, 1.0)}
-    ways["overlap 3, tail at 0.5"] = dataclasses.replace(usual, overlap=3, tail_level=0.5)
     ways["no overlap"] = dataclasses.replace(usual, overlap=0)
     rows: dict[str, dict] = {}
     for name, sample in ways.items():

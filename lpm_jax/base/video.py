@@ -7,7 +7,7 @@ follows; the two versions are blended linearly, in the latent, and the whole goe
 piece, so no seam comes from decoding. The clean global appearance is in every segment: nothing drifts from it.
 
 The paper states segments, a prompt for each, tail-latent initialisation and the blend (SPEC section 2); the overlap of
-two and the level are ours, see ``benchmarks/results/long_video.json``.
+two and the level are ours, see ``benchmarks/results/long_video.json``: any level from 0.25 up hides the joints there.
 """
 
 from __future__ import annotations
