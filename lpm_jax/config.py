@@ -193,6 +193,8 @@ class StreamConfig:
     sink: int = 1
     window: int = 1
     levels: tuple[float, ...] = (1.0, 0.5)  # T0, T1: the noise level of each evaluation
+    # What a chunk starts from of the last latent's difference from the reference ("near", flow.py): at 1 grain adds up.
+    carry: float = 0.6
     references: int = 2  # slots for views and expressions beside the first frame and the global appearance
 
     def __post_init__(self) -> None:

@@ -160,7 +160,7 @@ def latent_step(
     key, draw = jax.random.split(state.key)
     cache = state.cache
     clean = jnp.zeros((b, chunk, tokens, cfg.patch**2 * cfg.channels), cache.k.dtype)
-    near = jnp.broadcast_to(state.near, clean.shape)
+    near = jnp.broadcast_to(state.anchor + stream.carry * (state.near - state.anchor), clean.shape)
     known = near - state.anchor if cfg.prediction == "clean" else None
     for i, level in enumerate(stream.levels):
         noise = jax.random.normal(jax.random.fold_in(draw, i), clean.shape, clean.dtype)

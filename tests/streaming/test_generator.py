@@ -102,6 +102,9 @@ class Reference:
     def shown(self, noisy, levels):
         return network_input(CFG.prediction, noisy, levels, self.anchor, self.params["prior"]["variance"])
 
+    def near(self, last):
+        return self.anchor + STREAM.carry * (last - self.anchor)
+
     def told(self, chunks: int):
         """Conditions of the first ``chunks`` chunks in one piece."""
         history = np.zeros(generator.history_samples(CONFIG), np.float32)
@@ -151,7 +154,7 @@ def test_stream_equals_the_block_causal_model(reference, latents):
     near, last = jnp.zeros_like(video), ref.references[:, :1]
     for n in range(chunks):
         at = slice(n * STREAM.chunk, (n + 1) * STREAM.chunk)
-        video, near = video.at[:, at].set(noise[n][0]), near.at[:, at].set(last)
+        video, near = video.at[:, at].set(noise[n][0]), near.at[:, at].set(ref.near(last))
         clean = plain(video, jnp.full(chunks, t1).at[n].set(t0), near)[:, at]
         video = video.at[:, at].set(add_noise(clean, noise[n][1], jnp.full((1, STREAM.chunk), t1)))
         clean = plain(video, jnp.full(chunks, t1), near)[:, at]
@@ -227,7 +230,7 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
             "mask": jnp.asarray(np.repeat(mask, TOKENS))[None, None],
         }
         t0, t1 = (jnp.full((1, STREAM.chunk), level) for level in STREAM.levels)
-        near = jnp.broadcast_to(last, noise[n][0].shape)
+        near = jnp.broadcast_to(ref.near(last), noise[n][0].shape)
         shown = ref.shown(noise[n][0], t0)
         out, _ = step(shown, t0, near, **arguments)
         clean = clean_from_output(CFG.prediction, out, shown, t0, ref.anchor, near)
