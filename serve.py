@@ -55,8 +55,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse()
     logging.basicConfig(format="note: %(message)s", stream=sys.stdout)
-    for name in ("lpm_jax.media", "lpm_jax.pictures"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("lpm_jax").setLevel(logging.INFO)
     args.prompt = check_prompt(args.prompt)
     if args.model != "toy" and not Path(args.model).is_dir():
         raise InputError(f"--model: expected 'toy' or the folder of a checkpoint, found {args.model!r}")

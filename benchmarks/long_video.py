@@ -87,7 +87,6 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--segment", type=int, default=37, help="frames: what the model's stage was trained on")
     parser.add_argument("--scale", type=float, default=1.0, help="guidance, both kinds")
-    parser.add_argument("--causal", action="store_true", help="for a model trained block-causally")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--sheet", type=Path, help="PNG of the frames around two joints")
     args = parser.parse_args()
@@ -95,7 +94,6 @@ def main() -> int:
     from lpm_jax.training.sheets import save_sheet
 
     base = Base.from_pretrained(args.model)
-    chunk = base.config.stream.chunk if args.causal else None
     latents = (args.segment - 1) // base.config.vae.group
     clips = build_clips("speak", args.clips, 4.0)
     usual = SampleConfig(
@@ -108,9 +106,7 @@ def main() -> int:
         joints, others = [], []
         for i, clip in enumerate(progress(clips, name)):
             sound = np.resize(clip.record["speak"].astype(np.float32) / 32767, round(args.seconds * SAMPLE_RATE))
-            made = base.generate(
-                clip.reference, sound, prompt=clip.record["prompt"], seed=i, sample=sample, chunk=chunk
-            )
+            made = base.generate(clip.reference, sound, prompt=clip.record["prompt"], seed=i, sample=sample)
             frames = np.concatenate(list(made))
             # Without an overlap the joint is one transition; look at a stretch as long as the others'.
             there, rest = stretches(flicker(frames), latents - sample.overlap, sample.overlap or 2)
@@ -128,7 +124,7 @@ def main() -> int:
             flush=True,
         )
     command = f"python -m benchmarks.long_video --clips {args.clips} --seconds {args.seconds:g} --steps {args.steps} "
-    command += f"--segment {args.segment} --scale {args.scale:g}" + (" --causal" if args.causal else "")
+    command += f"--segment {args.segment} --scale {args.scale:g}"
     write_json(args.out / "long_video.json", {"command": command} | environment() | {"ways": rows})
     print(f"written: {args.out / 'long_video.json'}", file=sys.stderr)
     return 0

@@ -41,7 +41,7 @@ from lpm_jax.config import (
 from lpm_jax.convert_files import Stem, description, fingerprint, finish, plain, read_json
 from lpm_jax.convert_parts import PARTS, TOKENIZER, Planned, find_part, find_tokenizer, offered, plan_part
 from lpm_jax.errors import ArgumentParser, InputError, run_door
-from lpm_jax.mapping import Leaf, Names, load, plan, read_row, spell, theirs_shape
+from lpm_jax.mapping import Leaf, Names, as_stored, load, plan, read_row, spell, theirs_shape
 from lpm_jax.models import conditions, dit, dit_names
 from lpm_jax.tensors import Target, Tensor, flatten
 
@@ -131,7 +131,7 @@ def plan_wan(
     def dropped(key: str) -> Any:
         return key in small or dit_names.DROPPED.match(key)
 
-    names, shapes = dit_names.names(config.dit) | _whole(small), _shapes(config.dit) | small
+    names, shapes = dit_names.names(config.dit) | as_stored(small), _shapes(config.dit) | small
     leaves = plan(folder, found, names, shapes, fresh, dropped, dtype)
     return config, {path if path in small else f"dit/{path}": leaf for path, leaf in leaves.items()}, paths
 
@@ -150,11 +150,6 @@ def _small_shapes(config: Config) -> dict[str, tuple[int, ...]]:
 def _small(config: Config, seed: int) -> dict[str, np.ndarray]:
     """Fresh values of everything in stem ``model`` but the transformer: adapters and prior, under 1 % of it."""
     return {k: np.asarray(v) for k, v in flatten(conditions.init_small(config, jax.random.key(seed))).items()}
-
-
-def _whole(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Names]:
-    """Tensors that are stored as they are."""
-    return {path: Names((path,), tuple(range(len(shape)))) for path, shape in shapes.items()}
 
 
 def load_wan(
@@ -329,7 +324,7 @@ def export_wan(
     saved = tensors.read_headers(paths)
     found = {k.removeprefix("dit/"): t for k, t in saved.items() if k.startswith("dit/")}
     names, shapes = dit_names.names(config.dit), _shapes(config.dit)
-    plan(source, found, _whole(shapes), shapes)  # complains about what does not fit
+    plan(source, found, as_stored(shapes), shapes)  # complains about what does not fit
     parts: dict[str, dict[str, Target]] = {WAN: {}, AUDIO: {}}
     for path, name in names.items():
         tensor, stacked = found[path], "{" in name.keys[0]

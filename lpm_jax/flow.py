@@ -55,6 +55,11 @@ def network_input(
     return gaussian_estimate(noisy, level, anchor, variance) if prediction == "clean" else noisy
 
 
+def carried(last: Array, anchor: Array, share: float) -> Array:
+    """The near latent that a chunk starts from: ``share`` of what the last one known differs from the anchor."""
+    return anchor + share * (last - anchor)
+
+
 def clean_from_output(
     prediction: str, output: Array, shown: Array, level: Float[Array, "b frames"], anchor: Array, near: Array
 ) -> Array:

@@ -57,6 +57,11 @@ class Leaf(NamedTuple):
         return Target(self.dtype, self.shape, slices)
 
 
+def as_stored(shapes: Mapping[str, Shape]) -> dict[str, Names]:
+    """The names of tensors that are stored as they are."""
+    return {path: Names((path,), tuple(range(len(shape)))) for path, shape in shapes.items()}
+
+
 def theirs_shape(name: Names, shape: Shape) -> Shape:
     """The PyTorch tensor's shape for one layer of ours of ``shape``."""
     if name.shape is not None:
@@ -206,8 +211,7 @@ def saved_leaves(directory: str | Path, name: str, abstract: Any, dtype: Any = N
     directory = Path(directory)
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()}
     source = tensors.read_headers(tensors.find_files(directory, name))
-    whole = {path: Names((path,), tuple(range(len(shape)))) for path, shape in shapes.items()}
-    leaves = plan(directory, source, whole, shapes, dtype=dtype)
+    leaves = plan(directory, source, as_stored(shapes), shapes, dtype=dtype)
     for path, leaf in leaves.items():
         if len(leaf.shape) > 2 and leaf.target().nbytes > LARGE:
             rows = [functools.partial(read_row, source[path], i) for i in range(leaf.shape[0])]

@@ -2,7 +2,7 @@
 
 python -m lpm_jax.base --model DIR --image me.png --speak a.wav --listen b.wav --prompt "smiles" --out talk.mp4
 
-With several --prompt options each belongs to a segment of about five seconds; the last goes on.
+With several --prompt options each belongs to a segment (five seconds in the large models); the last goes on.
 """
 
 from __future__ import annotations
@@ -50,15 +50,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--segment", type=int, metavar="FRAMES", help="frames of a segment, 4 k + 1")
     add("--overlap", type=int, metavar="N", help="latent frames shared by neighbouring segments")
     add("--tail-level", type=float, help="noise that shared frames start from: 0 keeps them, 1 draws them anew")
-    add("--causal", action="store_true", help="for a model trained block-causally, such as the bundled toy")
     return parser.parse_args(argv)
 
 
 def main() -> None:
     args = parse()
     logging.basicConfig(format="note: %(message)s", stream=sys.stdout)
-    for name in ("lpm_jax.media", "lpm_jax.pictures"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("lpm_jax").setLevel(logging.INFO)
     out = check_output(args.out)
     prompts = [check_prompt(text) for text in args.prompt or [""]]
     speak, listen = (None if path is None else load_audio(path) for path in (args.speak, args.listen))
@@ -81,7 +79,6 @@ def main() -> None:
     frames = base.generate(
         args.image, speak, listen, prompts, args.negative, args.seed, references,
         seconds=args.seconds, size=size, sample=dataclasses.replace(config.sample, **given),
-        chunk=config.stream.chunk if args.causal else None,
     )  # fmt: skip
     seconds = args.seconds or max(len(x) for x in (speak, listen) if x is not None) / SAMPLE_RATE
     sound = np.zeros(round(seconds * SAMPLE_RATE), np.float32)

@@ -49,7 +49,7 @@ class Guided:
     """A denoiser whose estimate is the guided one. ``batch`` as for :class:`Denoiser`, with ``negative`` ids besides:
     what stands for no text."""
 
-    def __init__(self, config: Config, params: dict, batch: dict, frames: int, chunk: int | None = None):
+    def __init__(self, config: Config, params: dict, batch: dict, frames: int):
         self.factors = guidance(config.sample)
         self.batch = b = batch["text"].shape[0]
         n = len(self.factors)
@@ -61,7 +61,7 @@ class Guided:
             for name in ("speak", "listen", "references", "reference_kinds", "reference_valid")
         }
         drop = {"audio": jnp.asarray(told[:, 1], jnp.float32)}
-        self.denoise = Denoiser(config, params, tiled | {"text": text}, frames, chunk, drop=drop)
+        self.denoise = Denoiser(config, params, tiled | {"text": text}, frames, drop=drop)
         self.near: Array | None = None  # by default the first frame
 
     def __call__(self, noisy: Float[Array, "b frames tokens pc"], level: Float[Array, "b frames"]) -> Array:
@@ -88,7 +88,7 @@ def integrate(
     return jax.lax.scan(step, noise.astype(jnp.float32), pairs)[0]
 
 
-@partial(jax.jit, static_argnums=(0, 5), static_argnames="chunk")
+@partial(jax.jit, static_argnums=(0, 5))
 def sample(
     config: Config,
     params: dict,
@@ -97,8 +97,6 @@ def sample(
     continues: Array,
     frames: int,
     key: Array,
-    *,
-    chunk: int | None = None,
 ) -> Float[Array, "b frames h w c"]:
     """Latents of one window of ``frames`` latent frames, float32.
 
@@ -106,12 +104,11 @@ def sample(
       batch: as for :class:`Guided`.
       tail: the last latents of the segment before, for the first frames of this one; read where ``continues``.
       continues: a boolean scalar.
-      chunk: makes the network block-causal, for a model that was trained so.
     """
     cfg = config.dit
     b, shared = tail.shape[:2]
     _, _, h, w, _ = batch["references"].shape
-    denoise = Guided(config, params, batch, frames, chunk)
+    denoise = Guided(config, params, batch, frames)
     shape = (b, frames, (h // cfg.patch) * (w // cfg.patch), cfg.patch**2 * cfg.channels)
     noise = jax.random.normal(key, shape, jnp.float32)
     start = jnp.where(continues & (jnp.arange(frames) < shared), config.sample.tail_level, 1.0)

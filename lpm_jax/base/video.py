@@ -63,7 +63,6 @@ class Base:
         seconds: float | None = None,
         size: tuple[int, int] | None = None,
         sample: SampleConfig | None = None,
-        chunk: int | None = None,
     ) -> Iterator[UInt8[np.ndarray, "frames height width 3"]]:
         """Yields frames at 24 a second until the longer sound ends (or for ``seconds``); the first is the image.
 
@@ -73,15 +72,12 @@ class Base:
           references: maps names such as ``"view/left"`` or ``"expression/happy"`` to further pictures, any subset.
           size: height and width in pixels, multiples of a patch's; None: the model's square.
           sample: solver, guidance and segments; None: the config's.
-          chunk: latent frames, for a model that was trained block-causally.
 
         Raises:
           InputError: an input that cannot be used, named with what was expected.
         """
         config = dataclasses.replace(self.config, sample=sample or self.config.sample)
-        frames = segment_frames(config)
-        if chunk is not None and frames % chunk:
-            raise InputError(f"segment: expected a multiple of {chunk} latent frames after the first, found {frames}")
+        segment_frames(config)  # refuses what cannot be
         height, width = size or (config.size, config.size)
         unit = config.vae.stride * config.dit.patch
         if height % unit or width % unit or min(height, width) < unit:
@@ -98,7 +94,7 @@ class Base:
         ids = [self.prompts(check_prompt(one))[None] for one in prompts]
         pictures, kinds, valid = self._pictures(image, references or {}, (height, width))
         total = -(-samples * FPS // SAMPLE_RATE)
-        segments = _Segments(config, self.params, tracks, ids, self.prompts(check_prompt(negative))[None], chunk)
+        segments = _Segments(config, self.params, tracks, ids, self.prompts(check_prompt(negative))[None])
         return segments.run(pictures, kinds, valid, total, jax.random.key(seed))  # inputs were checked before
 
     def _pictures(self, image, references: Mapping[str, object], size: tuple[int, int]):
@@ -171,9 +167,9 @@ def _hear(config: Config, params: dict, samples):
 class _Segments:
     """One call of :meth:`Base.generate`, its inputs checked."""
 
-    def __init__(self, config: Config, params: dict, tracks: list, ids: list, negative, chunk: int | None):
+    def __init__(self, config: Config, params: dict, tracks: list, ids: list, negative):
         self.config, self.params, self.tracks = config, params, tracks
-        self.ids, self.negative, self.chunk = ids, negative, chunk
+        self.ids, self.negative = ids, negative
         self.frames = segment_frames(config)
         self.history = conditions.history_tokens(config.audio)
         while config.audio.wav2vec and (self.history + STRIDE * self.frames) % 3:  # whole samples at 16 kHz
@@ -204,7 +200,7 @@ class _Segments:
             }  # fmt: skip
             new = sampler.sample(
                 self.config, self.params, batch, tail, jnp.asarray(segment > 0), self.frames,
-                jax.random.fold_in(key, segment), chunk=self.chunk,
+                jax.random.fold_in(key, segment),
             )  # fmt: skip
             new = np.array(new[0])
             if segment:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lpm_jax.config import Config
-from lpm_jax.flow import clean_from_output, network_input
+from lpm_jax.config import Config, StreamConfig
+from lpm_jax.flow import carried, clean_from_output, network_input
 from lpm_jax.models import conditions, dit
 
 
@@ -19,11 +19,17 @@ def take(x: Array, keep: Int[Array, "b kept"] | None) -> Array:
 
 
 def previous(
-    clean: Float[Array, "b frames tokens pc"], first: Float[Array, "b 1 tokens pc"], chunk: int
+    clean: Float[Array, "b frames tokens pc"],
+    first: Float[Array, "b 1 tokens pc"],
+    anchor: Float[Array, "b 1 tokens pc"],
+    config: StreamConfig,
 ) -> Float[Array, "b frames tokens pc"]:
-    """Each frame's near latent: the last frame of the chunk before its own, ``first`` before the first chunk."""
+    """Each frame's near latent as in streaming: what is carried over of the last frame of the chunk before its own, of
+    ``first`` before the first chunk."""
+    chunk = config.chunk
     ends = clean[:, chunk - 1 :: chunk][:, : clean.shape[1] // chunk - 1]
-    return jnp.repeat(jnp.concatenate([first.astype(clean.dtype), ends], axis=1), chunk, axis=1)
+    last = jnp.concatenate([first.astype(clean.dtype), ends], axis=1)
+    return jnp.repeat(carried(last, anchor.astype(clean.dtype), config.carry), chunk, axis=1)
 
 
 class Denoiser:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from lpm_jax.config import Config
-from lpm_jax.flow import add_noise, clean_from_output, network_input
+from lpm_jax.flow import add_noise, carried, clean_from_output, network_input
 from lpm_jax.models import conditions, dit, vae
 from lpm_jax.models.audio import STRIDE, TOKEN, branch
 from lpm_jax.nn.rope import angles_3d
@@ -160,7 +160,7 @@ def latent_step(
     key, draw = jax.random.split(state.key)
     cache = state.cache
     clean = jnp.zeros((b, chunk, tokens, cfg.patch**2 * cfg.channels), cache.k.dtype)
-    near = jnp.broadcast_to(state.anchor + stream.carry * (state.near - state.anchor), clean.shape)
+    near = jnp.broadcast_to(carried(state.near, state.anchor, stream.carry), clean.shape)
     known = near - state.anchor if cfg.prediction == "clean" else None
     for i, level in enumerate(stream.levels):
         noise = jax.random.normal(jax.random.fold_in(draw, i), clean.shape, clean.dtype)

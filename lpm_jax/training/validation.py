@@ -38,7 +38,7 @@ def rollout(config: Config, denoise: Callable, shape: tuple, key: Array) -> Floa
             level = jnp.where(here[..., 0, 0], t, level)
             fresh = jax.random.normal(keys[1 + i], shape)
             noisy = jnp.where(here, add_noise(result, fresh, level), noisy)
-            near = previous(result, denoise.first, chunk)
+            near = previous(result, denoise.first, denoise.anchor, config.stream)
             result = jnp.where(here, denoise(noisy, level, near), result)
     return result
 

@@ -9,7 +9,7 @@ import pytest
 
 from lpm_jax.base import sampler
 from lpm_jax.config import SampleConfig
-from lpm_jax.models.conditions import audio_features, history_tokens
+from lpm_jax.models.conditions import history_tokens
 from lpm_jax.models.denoiser import Denoiser
 from tests import tiny
 
@@ -122,7 +122,3 @@ def test_a_sample_keeps_a_clean_tail():
     assert tiny.differs(fresh[:, :2], tail, 0.1)
     np.testing.assert_array_equal(fresh, run(tail * 0, False))
     assert tiny.differs(out[:, 2], fresh[:, 2])  # what follows continues the tail
-
-
-def test_features_follow_the_config():
-    assert audio_features(tiny.CONFIG.audio).features == tiny.FEATURES

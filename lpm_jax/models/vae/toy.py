@@ -38,8 +38,8 @@ from lpm_jax.config import VAEConfig
 from lpm_jax.nn.conv import conv3x3
 from lpm_jax.nn.linear import Dense
 
-GROUP = 4  # video frames per latent frame
-STRIDE = 8  # pixels per latent cell, each side
+GROUP = VAEConfig.group  # video frames per latent frame
+STRIDE = VAEConfig.stride  # pixels per latent cell, each side
 CELL = STRIDE * STRIDE * GROUP * 3  # numbers in a cell
 State = dict[str, Array]
 
