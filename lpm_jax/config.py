@@ -222,6 +222,27 @@ class SampleConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices lie along each axis of the mesh (``sharding.py``); -1, once, is what is left."""
+
+    replica: int = 1  # whole copies of the weights, across slices: gradients are all that passes
+    fsdp: int = -1  # batch, and shards of the weights, gathered where they are used
+    ring: int = 1  # patches of a frame, keys passed around: across the fast domain
+    context: int = 1  # patches of a frame, exchanged for heads (Ulysses): inside it
+    tensor: int = 1  # heads and hidden units
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if size < 1 and size != -1:
+                raise InputError(f"mesh.{name}: expected at least 1, or -1 for what is left, found {size}")
+        if list(sizes.values()).count(-1) > 1:
+            raise InputError(
+                f"mesh: expected at most one -1, found {', '.join(k for k, v in sizes.items() if v == -1)}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One stage's run (``training/loop.py``)."""
 
@@ -247,6 +268,11 @@ class TrainConfig:
     crops_per_clip: int = 4
     init: str = ""  # start from this stage's weights instead of the one before; "scratch" for none
     dtype: str = "float32"  # of the computation; weights and optimiser stay float32
+    accumulate: int = 1  # microbatches of a step, one after the other
+    remat: str = (
+        "none"  # activations that the backward pass keeps: "none" recomputed, "dots", "names", "offload", "full"
+    )
+    attention: str = ""  # backend of self-attention (nn/attention); "": the platform's
     unroll: bool = False  # write out the scan over blocks: a tenth faster on CPU, slower to compile
     data_threads: int = 2
     kinds: tuple[str, ...] = ()  # clip kinds of the mixture; none: all
@@ -269,6 +295,7 @@ class Config:
     flow: FlowConfig = FlowConfig()
     stream: StreamConfig = StreamConfig()
     sample: SampleConfig = SampleConfig()
+    mesh: MeshConfig = MeshConfig()
     train: TrainConfig = TrainConfig()
     stages: typing.Mapping[str, dict] = dataclasses.field(default_factory=dict, hash=False, compare=False)
 

@@ -22,6 +22,7 @@ from lpm_jax.config import Config
 from lpm_jax.flow import add_noise, carried, clean_from_output, network_input
 from lpm_jax.models import conditions, dit, vae
 from lpm_jax.models.audio import STRIDE, TOKEN, branch
+from lpm_jax.nn.attention import Visible
 from lpm_jax.nn.rope import angles_3d
 from lpm_jax.streaming import cache as rolling
 
@@ -80,11 +81,9 @@ def start(
     times = conditions.reference_times(cfg, kinds)
     text, mask = conditions.encode_text(config, params, ids)
 
-    frames = conditions.self_attention_mask(0, None, valid)
     history = cache.k.shape[3]
     # Nothing of the cache counts yet: its keys are masked out.
-    full = jnp.concatenate([jnp.zeros((b, refs, history), bool), frames], axis=2)
-    full = jnp.repeat(jnp.repeat(full, tokens, axis=1), tokens, axis=2)
+    full = Visible(None, jnp.concatenate([jnp.zeros((b, history), bool), valid], axis=1))
     own = angles_3d(times, *grid(config), cfg.head_dim)
     context = jnp.zeros((1, history * tokens, cfg.head_dim // 2))
     silence = _silent_conditions(config, params, text, mask)
@@ -150,11 +149,11 @@ def latent_step(
     see = state.reference_valid & (first | (state.chunk <= stream.sink + stream.window))
     context_times = jnp.concatenate([state.reference_times, jnp.broadcast_to(times, (b, len(times)))], axis=1)
     context_valid = jnp.concatenate([see, jnp.broadcast_to(valid, (b, len(valid)))], axis=1)
-    mask = jnp.concatenate([context_valid, jnp.ones((b, chunk), bool)], axis=1)
+    mask = Visible(None, jnp.concatenate([context_valid, jnp.ones((b, chunk), bool)], axis=1))
     positions = dit.Positions(
         angles_3d(own_times[None], height, width, cfg.head_dim),
         angles_3d(context_times, height, width, cfg.head_dim),
-        jnp.repeat(mask, tokens, axis=1)[:, None],
+        mask,
     )
 
     key, draw = jax.random.split(state.key)

@@ -140,5 +140,7 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         other_every=train.whole_every,
         validate=Validator(config, causal, coder, held_out, window),
         finish=lambda weights: weights,
+        axes=conditions.axes(config),
+        tokens=(config.size // config.vae.stride // config.dit.patch) ** 2,
         frozen=lambda params: {name: jax.tree.map(lambda _, n=name: n == "prior", p) for name, p in params.items()},
     )

@@ -18,14 +18,13 @@ from typing import Any, TextIO
 import grain
 import jax
 import numpy as np
-import optax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from lpm_jax import sharding
 from lpm_jax.checkpoint import checkpointer, save_weights, write_json
 from lpm_jax.config import Config
-from lpm_jax.sharding import batch_sharding, make_mesh, replicated
-from lpm_jax.training.state import apply_gradients, create_state, make_optimizer
+from lpm_jax.training.step import make_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +44,8 @@ class Stage:
     other_loss: Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]] | None = None
     other_every: int = 0  # every so many steps take ``other_loss`` instead
     frozen: Callable[[Any], Any] | None = None  # params -> tree of bools: True leaves stay as they are
+    axes: Any = dataclasses.field(default_factory=dict)  # declared logical axes of params (sharding.py)
+    tokens: int = 0  # patches of a frame, where the model has any: what the mesh must divide
 
 
 def run_stage(stage: Stage, config: Config, workdir: Path) -> Any:
@@ -54,34 +55,21 @@ def run_stage(stage: Stage, config: Config, workdir: Path) -> Any:
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "config.json", dataclasses.asdict(config))
 
-    # ---- shard: the batch over every device, weights on each ---------------------------------------------------
-    mesh = make_mesh()
-    optimizer = make_optimizer(train)
-    if stage.frozen is not None:
-        mask = stage.frozen(stage.params)
-        labels = jax.tree.map(lambda f: "frozen" if f else "train", mask)
-        optimizer = optax.multi_transform({"train": optimizer, "frozen": optax.set_to_zero()}, labels)
-    state = jax.device_put(create_state(stage.params, optimizer), replicated(mesh))
-    root = jax.random.key(train.seed)
-
-    def make_step(objective):
-        def step(state, batch, root):
-            key = jax.random.fold_in(root, state.step)
-            (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params, batch, key)
-            metrics |= {"loss": loss, "gradient_norm": optax.global_norm(grads)}
-            return apply_gradients(state, grads, optimizer, train.ema), metrics
-
-        return jax.jit(step, donate_argnums=0)
-
-    usual = make_step(stage.loss)
-    other = make_step(stage.other_loss) if stage.other_loss else usual
+    # ---- shard ---------------------------------------------------------------------------------------------------
+    mesh = sharding.make_mesh(config.mesh)
+    if stage.tokens:
+        sharding.check(mesh, config.dit, train.batch // train.accumulate, stage.tokens)
+    program = make_program(train, mesh, stage.axes, stage.params, stage.frozen and stage.frozen(stage.params))
+    state = program.start(stage.params)
+    root = jax.device_put(jax.random.key(train.seed), sharding.replicated(mesh))
+    usual = program.step(stage.loss)
+    other = program.step(stage.other_loss) if stage.other_loss else usual
 
     # ---- resume ------------------------------------------------------------------------------------------------
     iterator = iter(stage.data)
     saver = checkpointer(directory / "checkpoints", train.keep)
     if saver.latest is not None:
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        loaded = saver.load_checkpointables(abstract_checkpointables={"state": abstract, "data": iterator})
+        loaded = saver.load_checkpointables(abstract_checkpointables={"state": program.state, "data": iterator})
         state = loaded["state"]
         print(f"{stage.name}: resumed at step {int(state.step)}", flush=True)
 
@@ -98,10 +86,11 @@ def run_stage(stage: Stage, config: Config, workdir: Path) -> Any:
 
     for at in range(start + 1, train.steps + 1):
         before = time.perf_counter()
-        batch = jax.device_put(next(iterator), batch_sharding(mesh))
+        batch = jax.device_put(next(iterator), sharding.batch_sharding(mesh))
         waited += time.perf_counter() - before
         step = other if stage.other_every and at % stage.other_every == 0 else usual
-        state, metrics = step(state, batch, root)
+        with sharding.on(mesh):
+            state, metrics = step(state, batch, root)
         window.append(metrics)
         if at % train.log_every == 0 or at == train.steps:
             means = {k: float(np.mean([m[k] for m in window])) for k in window[0]}
