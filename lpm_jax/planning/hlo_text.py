@@ -173,6 +173,20 @@ def _instruction(line: str) -> Instruction | None:
     return Instruction(head[2], kind, opcode, operands, line[close + 1 :].lstrip(", "), bool(head[1]))
 
 
+def _lines(text: str) -> Iterator[str]:
+    """Lines, those of an instruction whose attributes (a kernel's metadata) run over several joined."""
+    held, depth = "", 0
+    for line in text.splitlines():
+        if not held and not _INSTRUCTION.match(line):
+            yield line
+            continue
+        held += line
+        depth += line.count("{") - line.count("}")
+        if depth <= 0:
+            yield held
+            held, depth = "", 0
+
+
 def parse(text: str) -> Module:
     """The module of ``compiled.as_text()``.
 
@@ -181,7 +195,7 @@ def parse(text: str) -> Module:
     """
     computations: dict[str, Computation] = {}
     entry, header, current, name = "", "", None, ""
-    for line in text.splitlines():
+    for line in _lines(text):
         if current is None:
             head = _COMPUTATION.match(line)
             if head:
