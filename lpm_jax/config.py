@@ -196,6 +196,7 @@ class StreamConfig:
     # What a chunk starts from of the last latent's difference from the reference ("near", flow.py): at 1 grain adds up.
     carry: float = 0.6
     references: int = 2  # slots for views and expressions beside the first frame and the global appearance
+    attention: str = ""  # backend of self-attention (nn/attention); "": the platform's
 
     def __post_init__(self) -> None:
         for name, least in (("chunk", 1), ("sink", 0), ("window", 1), ("references", 0)):
@@ -286,7 +287,8 @@ class Config:
     """Everything a run needs. ``stages`` holds what each stage changes in ``train``."""
 
     name: str
-    size: int = 128
+    size: int = 128  # height of the picture in pixels
+    width: int = 0  # of the picture; 0: as wide as high
     data: str = "runs/performers"
     vae: VAEConfig | WanVAEConfig = VAEConfig()
     audio: AudioConfig = AudioConfig()
@@ -298,6 +300,23 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     train: TrainConfig = TrainConfig()
     stages: typing.Mapping[str, dict] = dataclasses.field(default_factory=dict, hash=False, compare=False)
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of a picture."""
+        return self.size, self.width or self.size
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Rows and columns of a latent frame."""
+        height, width = self.pixels
+        return height // self.vae.stride, width // self.vae.stride
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a frame's patches."""
+        rows, columns = self.cells
+        return rows // self.dit.patch, columns // self.dit.patch
 
     def for_stage(self, stage: str) -> Config:
         """This config with the stage's own training settings in ``train``."""

@@ -70,10 +70,12 @@ def history_tokens(config: AudioConfig) -> int:
 
 
 def encode_text(
-    config: Config, params: dict, ids: Int[Array, "b words"]
+    config: Config, params: dict, ids: Int[Array, "b words"] | Float[Array, "b words width"]
 ) -> tuple[Float[Array, "b words width"], Bool[Array, "b words"]]:
     """Encoded prompts and which words count. umT5 prompts are padded with -1 and, as in Wan, read whole: beyond a
-    text's end they are zeros that count."""
+    text's end they are zeros that count. What is encoded already, as large models train on, stays as it is."""
+    if jnp.issubdtype(ids.dtype, jnp.floating):
+        return ids, jnp.ones(ids.shape[:2], bool)
     if config.text.umt5 is None:
         return TextEncoder(config.text).apply({"params": params["text"]}, ids)
     there = ids >= 0
@@ -84,7 +86,7 @@ def encode_text(
 def encode(
     config: Config,
     params: dict,
-    ids: Int[Array, "b words"],
+    ids: Int[Array, "b words"] | Float[Array, "b words width"],
     speak: Float[Array, "b tokens features"],
     listen: Float[Array, "b tokens features"],
     frames: int,

@@ -12,6 +12,7 @@ T1 as the network's *own* estimate, re-noised: the student meets its own mistake
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import jax
@@ -105,6 +106,11 @@ def patch_weights(config: Config, weights: Float[Array, "b f h w"]) -> Float[Arr
     return weights.reshape(b, f, h // p, p, w // p, p).max(axis=(3, 5)).reshape(b, f, -1)
 
 
+def frozen(params: dict) -> dict:
+    """Which parameters a diffusion stage leaves as they are: the measured ones of ``prior``."""
+    return {name: jax.tree.map(lambda _, n=name: n == "prior", p) for name, p in params.items()}
+
+
 def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
     """Assembles a diffusion stage that starts from ``before`` (a stage's name, or ``scratch``)."""
     train = config.train
@@ -141,6 +147,6 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         validate=Validator(config, causal, coder, held_out, window),
         finish=lambda weights: weights,
         axes=conditions.axes(config),
-        tokens=(config.size // config.vae.stride // config.dit.patch) ** 2,
-        frozen=lambda params: {name: jax.tree.map(lambda _, n=name: n == "prior", p) for name, p in params.items()},
+        tokens=math.prod(config.grid),
+        frozen=frozen,
     )
