@@ -142,12 +142,16 @@ def test_streamed_speech_and_interrupt(service):
             client.send("agent.speak", audio=base64.b64encode(speech).decode())
         client.send("agent.speak_end")
         started = client.until("agent.speak_started")
-        client.until("stats")
+        for _ in range(2):  # one chunk plays, one waits
+            last = client.until("stats")
+        client.send("playback", time=last["time"] - 0.3)
         client.send("agent.interrupt")
         sent = time.monotonic()
+        dropped = client.until("playback.dropped")
         ended = client.until("agent.speak_ended")
-        assert ended["interrupted"] and time.monotonic() - sent < 1.1
-        assert ended["time"] - started["time"] <= 1.0 + 0.031
+        assert ended["interrupted"] and time.monotonic() - sent < 0.5  # made anew at once
+        assert dropped["time"] == last["time"] > started["time"]
+        assert ended["time"] - (last["time"] - 0.3) <= 0.5 + 0.1  # from the interruption to silence
         client.until("stats")
         assert client.until("stats")["state"] == "silence"
         client.until("stats")  # a chunk's sound follows its stats

@@ -58,6 +58,7 @@ function events(event) {
       if (event.interrupted && interruptedAt) $("silence").innerHTML = number(performance.now() - interruptedAt, "ms");
       interruptedAt = 0;
     }),
+    "playback.dropped": () => player.drop(event.time),
     stats: () => stats(event),
     error: () => {
       if (event.code === "busy") connection("busy", "another session is live, waiting …");
