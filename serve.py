@@ -49,6 +49,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--silent-seconds", type=float, metavar="S", help="an idle video of S seconds, without speech")
     add("--host", default="127.0.0.1", help="address of the page; other machines may only come in if you change it")
     add("--port", type=int, default=8000)
+    add("--sessions", type=int, default=1, metavar="N", help="conversations at a time; they take turns on the machine")
     return parser.parse_args(argv)
 
 
@@ -61,6 +62,8 @@ def main() -> None:
         raise InputError(f"--model: expected 'toy' or the folder of a checkpoint, found {args.model!r}")
     if not 0 <= args.seed < 2**31:
         raise InputError(f"--seed: expected 0 to {2**31 - 1}, found {args.seed}")
+    if not 1 <= args.sessions <= 64:
+        raise InputError(f"--sessions: expected 1 to 64, found {args.sessions}")
     if args.steps is not None and not 1 <= args.steps <= 100:
         raise InputError(f"--steps: expected 1 to 100, found {args.steps}")
     references = {kind: load_image(path, SIZE) for kind, path in read_references(args.reference).items()}
@@ -90,7 +93,9 @@ def tracks(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
 
 def load_pipeline(model: str) -> Any:
     from lpm_jax import Pipeline  # JAX starts here, after every input was checked
+    from lpm_jax.compilation import keep_programs
 
+    keep_programs()
     return Pipeline.from_pretrained(model)
 
 
@@ -164,7 +169,7 @@ def live(args: argparse.Namespace, references: dict[str, np.ndarray]) -> None:
 
     from lpm_jax.serving.live import serve  # the web server, and JAX in its own thread
 
-    serve(lambda: load_pipeline(args.model), listener, args.host, library, defaults)
+    serve(lambda: load_pipeline(args.model), listener, args.host, library, defaults, args.sessions)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ class Pipeline:
         grey = np.full((*self.size, 3), 128, np.uint8)
         stream = self.open(grey)
         stream.step(None, None)
+        stream.take_back()
         stream.set_prompt("smiles")
         stream.step(None, None)
         self.compile_seconds = time.perf_counter() - began

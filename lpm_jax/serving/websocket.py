@@ -72,10 +72,11 @@ class Conversation:
     async def run(self) -> None:
         await self.socket.accept()
         if self.engine.occupied:
-            await self.error("busy", "another session is live; this demo holds one at a time, try again later")
+            held = "one at a time" if self.engine.sessions == 1 else f"{self.engine.sessions} at a time"
+            await self.error("busy", f"another session is live; this service holds {held}, try again later")
             await self.close("busy", BUSY)
             return
-        self.engine.occupied = True
+        self.engine.live += 1
         tasks = [asyncio.create_task(self.receive()), asyncio.create_task(self.perform())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -93,7 +94,7 @@ class Conversation:
             try:
                 await asyncio.wait(tasks)
             finally:
-                self.engine.occupied = False
+                self.engine.live -= 1
 
     # Out.
 

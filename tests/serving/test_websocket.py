@@ -234,6 +234,22 @@ def test_second_session_is_told_busy_and_the_place_is_freed(service):
         client.until("stats")
 
 
+def test_several_sessions_take_turns(service):
+    service.engine.sessions = 2
+    with conversation(service) as one, conversation(service, prompt="smiles") as two:
+        one.send("agent.speak", sample="hello")
+        started = one.until("agent.speak_started")
+        assert one.until("stats")["state"] == "speak"
+        for client in (one, two):
+            for _ in range(3):
+                client.until("stats")
+        assert all(e.get("state") in (None, "silence") for e in two.events)  # nobody hears the other
+        assert started["speech"] not in json.dumps(two.events)
+        with service.websocket_connect("/v1/ws") as third:
+            assert "2 at a time" in Client(third).read()["message"]
+    assert [s.prompt for s in service.pipeline.streams[-2:]] == ["", "smiles"]
+
+
 def test_a_failing_model_closes_the_session(service, monkeypatch):
     def fail(*_):
         raise RuntimeError("out of memory")
