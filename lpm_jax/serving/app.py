@@ -84,7 +84,7 @@ def create_app(
     library: Library | None = None,
     defaults: dict[str, Any] | None = None,
     any_host: bool = False,
-    image_size: int = 128,
+    image_size: tuple[int, int] = (128, 128),
     sessions: int = 1,
 ) -> FastAPI:
     """The service. ``load`` returns a warm ``Pipeline`` and runs in the model's thread; ``defaults`` are those of

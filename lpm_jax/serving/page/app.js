@@ -46,6 +46,7 @@ function events(event) {
     "session.created": () => {
       connection("live", "live");
       chunkSeconds = event.chunk_seconds;
+      player.shape(...event.size);
       if (event.character) select(event.character);
       if (event.prompt && !$("prompt").value) $("prompt").value = event.prompt;
       if (options.get("autospeak") === "1") say({ sample: $("samples").firstElementChild?.dataset.name });

@@ -115,6 +115,12 @@ export class Player {
     this.frames.splice(i, 0, { time, picture });
   }
 
+  // The picture's height and width, drawn large.
+  shape(height, width) {
+    this.canvas.width = Math.round((this.canvas.height * width) / height);
+    this.pen.imageSmoothingQuality = "high";
+  }
+
   // What was received from `time` on is not to be played: it comes anew.
   drop(time) {
     const late = (thing) => thing.time > time - 0.001;
