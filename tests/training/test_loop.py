@@ -14,7 +14,8 @@ import pytest
 
 from lpm_jax.checkpoint import load_weights
 from lpm_jax.config import from_dict
-from lpm_jax.training.loop import Progress, open_log, run_stage
+from lpm_jax.training.curves import Progress
+from lpm_jax.training.loop import run_stage
 from tests.training import toy_stage
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +61,7 @@ def test_the_loss_falls_and_everything_is_written(straight):
     workdir, weights = straight
     loss = [r["loss"] for r in records(workdir).values()]
     assert len(loss) == 12 and np.mean(loss[-3:]) < 0.5 * np.mean(loss[:3])
-    assert {"seconds_per_step", "data_wait"} <= set(records(workdir)[1])
+    assert {"speed/seconds_per_step", "speed/data_wait"} <= set(records(workdir)[1])
     assert list(records(workdir, "validation")) == [4, 8, 12]
     directory = workdir / "toy"
     loaded = load_weights(directory / "weights", "model", weights)
