@@ -43,9 +43,7 @@ def initialize(wanted: bool = False) -> None:
             count, index = 0, 0
         if not 0 <= index < count or ":" not in given["LPM_COORDINATOR"]:
             found = " ".join(f"{name}={value}" for name, value in given.items())
-            raise InputError(
-                f"{', '.join(VARIABLES)}: expected HOST:PORT, a count and a number below it, found {found}"
-            )
+            raise InputError(f"expected HOST:PORT, a number of processes and one below it, found {found}")
         where = {"coordinator_address": given["LPM_COORDINATOR"], "num_processes": count, "process_id": index}
     elif wanted or launched(os.environ):
         where = {}

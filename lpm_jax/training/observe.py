@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from lpm_jax.chips import peak
 from lpm_jax.training.curves import Curves, Progress
@@ -34,7 +35,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.since = time.perf_counter()
-        self.parts: collections.Counter[str] = collections.Counter()
+        self.parts: collections.defaultdict[str, float] = collections.defaultdict(float)
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -44,10 +45,10 @@ class Clock:
         finally:
             self.parts[part] += time.perf_counter() - before
 
-    def read(self) -> tuple[float, collections.Counter[str]]:
+    def read(self) -> tuple[float, collections.defaultdict[str, float]]:
         """Seconds since the last reading, and their parts; starts anew."""
         seconds, parts = time.perf_counter() - self.since, self.parts
-        self.since, self.parts = time.perf_counter(), collections.Counter()
+        self.since, self.parts = time.perf_counter(), collections.defaultdict(float)
         return seconds, parts
 
 
@@ -58,7 +59,7 @@ class Means:
         self.steps = 0
         self.sums: dict[str, np.ndarray] = {}
 
-    def add(self, values: dict[str, np.ndarray]) -> None:
+    def add(self, values: dict[str, ArrayLike]) -> None:
         self.steps += 1
         for name, value in values.items():
             pair = np.asarray(value, np.float64) if np.ndim(value) else np.array([value, 1.0])
@@ -83,7 +84,7 @@ class Observer:
         self.name, self.total, self.every, self.flops = name, total, every, flops
         self.clock = Clock()
         self.means = Means()
-        self.waiting: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+        self.waiting: collections.deque[tuple[int, dict[str, jax.Array], tuple | None]] = collections.deque()
         self.skipped, self.in_a_row = 0, 0
         self.last_saved: int | None = start or None
         self.progress = Progress(name, start, total) if jax.process_index() == 0 else None
@@ -96,7 +97,8 @@ class Observer:
         """
         for value in metrics.values():
             value.copy_to_host_async()
-        self.waiting.append((at, metrics))
+        time_spent = self.clock.read() if at % self.every == 0 or at == self.total else None
+        self.waiting.append((at, metrics, time_spent))
         while len(self.waiting) > AHEAD:
             self._read()
 
@@ -106,14 +108,14 @@ class Observer:
             self._read()
 
     def _read(self) -> None:
-        at, metrics = self.waiting.popleft()
+        at, metrics, time_spent = self.waiting.popleft()
         with self.clock("device"):
             values = {name: np.asarray(value) for name, value in metrics.items()}
         with self.clock("log"):
             self._count_skips(at, values)
             self.means.add(values)
-            if at % self.every == 0 or at == self.total:
-                self._tell(at)
+            if time_spent:
+                self._tell(at, *time_spent)
 
     def _count_skips(self, at: int, values: dict[str, np.ndarray]) -> None:
         """A skipped step says so; a loss that is not finite counts as one."""
@@ -129,9 +131,8 @@ class Observer:
                 f"{self.name}: loss or gradients are not finite in {SKIPS} steps in a row up to step {at}; {saved}"
             )
 
-    def _tell(self, at: int) -> None:
+    def _tell(self, at: int, seconds: float, parts: collections.defaultdict[str, float]) -> None:
         steps, means = self.means.read()
-        seconds, parts = self.clock.read()
         each = max(seconds - sum(parts[name] for name in PAUSES), 1e-9) / max(steps, 1)
         means |= {"speed/seconds_per_step": each, "speed/steps_per_second": 1 / each}
         means |= {f"speed/{'data_wait' if name == 'data' else name}": parts[name] / seconds

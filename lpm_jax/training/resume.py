@@ -168,8 +168,9 @@ class Saver:
         if missing:
             raise Broken(f"no {' and no '.join(missing)}")
         about = self.orbax.metadata(step)
-        if about.commit_timestamp_nsecs is None:
-            raise Broken("_CHECKPOINT_METADATA cannot be read")
+        for name, value in {"_CHECKPOINT_METADATA": about.commit_timestamp_nsecs, "state": about.metadata}.items():
+            if value is None:  # Orbax only warns
+                raise Broken(f"{name} is damaged")
         known = about.custom_metadata or {}  # empty: written before these were kept
         for name, option in SAME.items():
             if name in known and known[name] != self.same[name]:
@@ -182,10 +183,7 @@ class Saver:
         position = Position()
         items = {"state": abstract, "data": position}
         loaded = self.orbax.load_checkpointables(step, abstract_checkpointables=items)["state"]
-        changed = [name for name, value in (sums(loaded) if "sums" in known else {}).items()
-                   if known["sums"].get(name) != value]  # fmt: skip
-        if changed:
-            raise Broken(f"{changed[0]} is not what was saved")
+        check(known, loaded)
         return loaded, position.state
 
     def _set_aside(self, broken: dict[int, str]) -> list[str]:
@@ -216,6 +214,13 @@ def fits(path: Path, found: Any, state: Any) -> None:
             )
 
 
+def check(known: dict, loaded: Any) -> None:
+    """Raises Broken where an array's bits are not those that a checkpoint's metadata tell of, if they do."""
+    for name, value in (sums(loaded) if "sums" in known else {}).items():
+        if known["sums"].get(name) != value:
+            raise Broken(f"{name} is not what was saved")
+
+
 def load_average(directory: Path, step: str, like: Any) -> Any:
     """The averaged parameters of one checkpoint as numpy arrays: what another stage starts from. ``step`` may be
     ``latest``.
@@ -233,8 +238,11 @@ def load_average(directory: Path, step: str, like: Any) -> Any:
     zeros = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), like)  # numpy in, numpy out
     try:
         with context:
-            fits(found[wanted], {"ema": ocp.metadata(found[wanted]).metadata["ema"]}, {"ema": like})
-            return ocp.load(found[wanted], {"ema": zeros})["ema"]
+            about = ocp.metadata(found[wanted])
+            fits(found[wanted], {"ema": about.metadata["ema"]}, {"ema": like})
+            loaded = ocp.load(found[wanted], {"ema": zeros})
+        check(about.custom_metadata or {}, loaded)
+        return loaded["ema"]
     except InputError:
         raise
     except Exception as error:
