@@ -21,9 +21,11 @@ from lpm_jax.config import (
     Config,
     DiTConfig,
     FlowConfig,
+    MeshConfig,
     SampleConfig,
     StreamConfig,
     TextConfig,
+    TrainConfig,
     UMT5Config,
     WanVAEConfig,
     Wav2VecConfig,
@@ -34,6 +36,7 @@ def get_config() -> Config:
     return Config(
         name="lpm_17b",
         size=480,
+        width=832,
         vae=WanVAEConfig(),
         audio=AudioConfig(width=5120, wav2vec=Wav2VecConfig()),  # wav2vec 2.0 base
         text=TextConfig(tokens=512, width=4096, umt5=UMT5Config()),  # umT5-XXL
@@ -45,4 +48,15 @@ def get_config() -> Config:
         sample=SampleConfig(shift=3.0),  # Wan's for pictures to video at 480p
         # The paper's: chunks of 1 s, a sink of 3 and a window of 2, up to 4 views and 8 expressions.
         stream=StreamConfig(chunk=6, sink=3, window=2, references=12),
+        mesh=MeshConfig(context=4),  # the rest is fsdp
+        train=TrainConfig(
+            batch=16, latents=19, optimizer="adamw", learning_rate=1e-5, warmup=1000, steps=20_000, ema=0.999,
+            dtype="bfloat16", remat="full", token_keep=1.0, mouth=1.0, eyes=1.0, face=1.0,
+        ),
+        stages={
+            "base.speak": {"kinds": ("speak", "idle")},
+            "base.listen": {},
+            "base.identity": {"extra_references": 0.3},
+            "online.causal": {"extra_references": 0.3, "latents": 18},
+        },
     )  # fmt: skip

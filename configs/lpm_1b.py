@@ -23,6 +23,7 @@ from lpm_jax.config import (
     SampleConfig,
     StreamConfig,
     TextConfig,
+    TrainConfig,
     UMT5Config,
     WanVAEConfig,
     Wav2VecConfig,
@@ -33,6 +34,7 @@ def get_config() -> Config:
     return Config(
         name="lpm_1b",
         size=480,
+        width=832,
         vae=WanVAEConfig(),
         audio=AudioConfig(width=1536, wav2vec=Wav2VecConfig()),  # wav2vec 2.0 base
         text=TextConfig(tokens=512, width=4096, umt5=UMT5Config()),  # umT5-XXL
@@ -43,4 +45,14 @@ def get_config() -> Config:
         flow=FlowConfig(shift=5.0),  # Wan's default
         sample=SampleConfig(shift=3.0),  # as at 17 B; Wan's text-to-video default is 5
         stream=StreamConfig(chunk=6, sink=3, window=2, references=12),  # the paper's
+        train=TrainConfig(
+            batch=16, latents=19, optimizer="adamw", learning_rate=1e-5, warmup=1000, steps=20_000, ema=0.999,
+            dtype="bfloat16", remat="names", token_keep=1.0, mouth=1.0, eyes=1.0, face=1.0,
+        ),
+        stages={
+            "base.speak": {"kinds": ("speak", "idle")},
+            "base.listen": {},
+            "base.identity": {"extra_references": 0.3},
+            "online.causal": {"extra_references": 0.3, "latents": 18},
+        },
     )  # fmt: skip

@@ -196,6 +196,7 @@ class StreamConfig:
     # What a chunk starts from of the last latent's difference from the reference ("near", flow.py): at 1 grain adds up.
     carry: float = 0.6
     references: int = 2  # slots for views and expressions beside the first frame and the global appearance
+    attention: str = ""  # backend of self-attention (nn/attention); "": the platform's
 
     def __post_init__(self) -> None:
         for name, least in (("chunk", 1), ("sink", 0), ("window", 1), ("references", 0)):
@@ -219,6 +220,27 @@ class SampleConfig:
     segment: int = 125  # frames, 4 k + 1: the first is given, the others are generated
     overlap: int = 2  # latent frames that a segment shares with the one before it
     tail_level: float = 0.5  # noise that the shared frames start from: 0 keeps those of the segment before, 1 redraws
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices lie along each axis of the mesh (``sharding.py``); -1, once, is what is left."""
+
+    replica: int = 1  # whole copies of the weights, across slices: gradients are all that passes
+    fsdp: int = -1  # batch, and shards of the weights, gathered where they are used
+    ring: int = 1  # patches of a frame, keys passed around: across the fast domain
+    context: int = 1  # patches of a frame, exchanged for heads (Ulysses): inside it
+    tensor: int = 1  # heads and hidden units
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if size < 1 and size != -1:
+                raise InputError(f"mesh.{name}: expected at least 1, or -1 for what is left, found {size}")
+        if list(sizes.values()).count(-1) > 1:
+            raise InputError(
+                f"mesh: expected at most one -1, found {', '.join(k for k, v in sizes.items() if v == -1)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +273,11 @@ class TrainConfig:
     # checkpoint; "scratch": from none.
     init: str = ""
     dtype: str = "float32"  # of the computation; weights and optimiser stay float32
+    accumulate: int = 1  # microbatches of a step, one after the other
+    remat: str = (
+        "none"  # activations that the backward pass keeps: "none" recomputed, "dots", "names", "offload", "full"
+    )
+    attention: str = ""  # backend of self-attention (nn/attention); "": the platform's
     unroll: bool = False  # write out the scan over blocks: a tenth faster on CPU, slower to compile
     data_threads: int = 2
     kinds: tuple[str, ...] = ()  # clip kinds of the mixture; none: all
@@ -264,7 +291,8 @@ class Config:
     """Everything a run needs. ``stages`` holds what each stage changes in ``train``."""
 
     name: str
-    size: int = 128
+    size: int = 128  # height of the picture in pixels
+    width: int = 0  # of the picture; 0: as wide as high
     data: str = "runs/performers"
     vae: VAEConfig | WanVAEConfig = VAEConfig()
     audio: AudioConfig = AudioConfig()
@@ -273,8 +301,26 @@ class Config:
     flow: FlowConfig = FlowConfig()
     stream: StreamConfig = StreamConfig()
     sample: SampleConfig = SampleConfig()
+    mesh: MeshConfig = MeshConfig()
     train: TrainConfig = TrainConfig()
     stages: typing.Mapping[str, dict] = dataclasses.field(default_factory=dict, hash=False, compare=False)
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of a picture."""
+        return self.size, self.width or self.size
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Rows and columns of a latent frame."""
+        height, width = self.pixels
+        return height // self.vae.stride, width // self.vae.stride
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a frame's patches."""
+        rows, columns = self.cells
+        return rows // self.dit.patch, columns // self.dit.patch
 
     def for_stage(self, stage: str) -> Config:
         """This config with the stage's own training settings in ``train``."""

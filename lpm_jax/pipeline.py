@@ -28,7 +28,7 @@ SPEECH_FLOOR = 1e-3  # RMS below which half a second of sound counts as silence
 class Chunk:
     """What one step produced."""
 
-    frames: UInt8[np.ndarray, "frames size size 3"]
+    frames: UInt8[np.ndarray, "frames height width 3"]
     time: float  # seconds of stream before this chunk
     state: str  # "silence", "speak", "listen" or "both"
     seconds: float  # time it took to compute
@@ -42,7 +42,7 @@ class Pipeline:
         self.config = config
         self.prompts = prompts or text.reader(config.text)
         self.params = jax.tree.map(jnp.asarray, params)
-        self.size = config.size
+        self.size = config.pixels  # height and width
         self.fps = FPS
         self.sample_rate = SAMPLE_RATE
         self.chunk_frames = config.stream.chunk * config.vae.group
@@ -68,7 +68,7 @@ class Pipeline:
         if self._warm:
             return
         began = time.perf_counter()
-        grey = np.full((self.size, self.size, 3), 128, np.uint8)
+        grey = np.full((*self.size, 3), 128, np.uint8)
         stream = self.open(grey)
         stream.step(None, None)
         stream.set_prompt("smiles")

@@ -34,7 +34,7 @@ def frames_of(chunks: list) -> np.ndarray:
 
 def test_attributes(pipe):
     assert lpm_jax.Pipeline is Pipeline
-    assert (pipe.size, pipe.fps, pipe.sample_rate, pipe.chunk_frames) == (32, 24, 24_000, 12)
+    assert (pipe.size, pipe.fps, pipe.sample_rate, pipe.chunk_frames) == ((32, 32), 24, 24_000, 12)
 
 
 def test_chunks(pipe):

@@ -85,7 +85,7 @@ def main() -> None:
     if speak is not None:
         sound[: len(speak)] = speak[: len(sound)]
     began = time.perf_counter()
-    shape = size or (config.size, config.size)
+    shape = size or config.pixels
     with Mp4Writer(out, shape, audio=sound, title=prompts[0]) as writer, Progress(writer.seconds) as progress:
         for part in frames:
             writer.write(part)

@@ -70,7 +70,7 @@ class Base:
           audio, listen: what the character says and hears: paths or float32 mono arrays at 24 kHz.
           prompt: one, or one for each segment (the last goes on).
           references: maps names such as ``"view/left"`` or ``"expression/happy"`` to further pictures, any subset.
-          size: height and width in pixels, multiples of a patch's; None: the model's square.
+          size: height and width in pixels, multiples of a patch's; None: the model's own.
           sample: solver, guidance and segments; None: the config's.
 
         Raises:
@@ -78,7 +78,7 @@ class Base:
         """
         config = dataclasses.replace(self.config, sample=sample or self.config.sample)
         segment_frames(config)  # refuses what cannot be
-        height, width = size or (config.size, config.size)
+        height, width = size or config.pixels
         unit = config.vae.stride * config.dit.patch
         if height % unit or width % unit or min(height, width) < unit:
             raise InputError(f"size: expected multiples of {unit}, found {height} x {width}")

@@ -17,6 +17,7 @@ from lpm_jax.models import dit, umt5
 from lpm_jax.models.audio import FPS, SAMPLE_RATE, STRIDE, AudioEncoder, AudioFeatures, LogMel, branch
 from lpm_jax.models.text import TextEncoder
 from lpm_jax.models.wav2vec import Wav2Vec
+from lpm_jax.nn.attention import Visible
 from lpm_jax.nn.rope import angles_3d
 
 #: Reference kinds in the order of ``data_pipeline.schema.REFERENCES`` after a leading "first frame".
@@ -49,6 +50,12 @@ def abstract(config: Config) -> dict:
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
+def axes(config: Config) -> dict:
+    """The logical axes that parameters declare (``sharding.py``): the transformer's. The rest is small, and whole on
+    every device."""
+    return {"dit": dit.axes(config.dit)}
+
+
 def audio_features(config: AudioConfig) -> AudioFeatures:
     """What makes tokens of sound at 24 kHz; its parameters are ``params.get("audio", {})``."""
     if config.wav2vec is None:
@@ -63,10 +70,12 @@ def history_tokens(config: AudioConfig) -> int:
 
 
 def encode_text(
-    config: Config, params: dict, ids: Int[Array, "b words"]
+    config: Config, params: dict, ids: Int[Array, "b words"] | Float[Array, "b words width"]
 ) -> tuple[Float[Array, "b words width"], Bool[Array, "b words"]]:
     """Encoded prompts and which words count. umT5 prompts are padded with -1 and, as in Wan, read whole: beyond a
-    text's end they are zeros that count."""
+    text's end they are zeros that count. What is encoded already, as large models train on, stays as it is."""
+    if jnp.issubdtype(ids.dtype, jnp.floating):
+        return ids, jnp.ones(ids.shape[:2], bool)
     if config.text.umt5 is None:
         return TextEncoder(config.text).apply({"params": params["text"]}, ids)
     there = ids >= 0
@@ -77,7 +86,7 @@ def encode_text(
 def encode(
     config: Config,
     params: dict,
-    ids: Int[Array, "b words"],
+    ids: Int[Array, "b words"] | Float[Array, "b words width"],
     speak: Float[Array, "b tokens features"],
     listen: Float[Array, "b tokens features"],
     frames: int,
@@ -129,40 +138,31 @@ def reference_times(config: DiTConfig, kinds: Int[Array, "*b refs"]) -> Float[Ar
     return times
 
 
-def self_attention_mask(frames: int, chunk: int | None, valid: Bool[Array, "b refs"]) -> Bool[Array, "b all all"]:
+def visibility(frames: int, chunk: int | None, valid: Bool[Array, "b refs"]) -> Visible:
     """Which frames see which: video sees video (block-causally with ``chunk``) and valid references; references see
     references only."""
     refs = valid.shape[1]
-    chunks = np.arange(frames) // (chunk or frames)
-    video = jnp.asarray(chunks[:, None] >= chunks[None])
-    top = jnp.concatenate(
-        [
-            jnp.broadcast_to(video, (valid.shape[0], frames, frames)),
-            jnp.broadcast_to(valid[:, None], (valid.shape[0], frames, refs)),
-        ],
-        axis=2,
-    )
-    # An absent reference sees itself, so that no query is without keys; nobody else sees it.
-    own = valid[:, None] | jnp.eye(refs, dtype=bool)
-    bottom = jnp.concatenate([jnp.zeros((valid.shape[0], refs, frames), bool), own], axis=2)
-    return jnp.concatenate([top, bottom], axis=1)
+    chunks = np.arange(frames) // (chunk or max(frames, 1))
+    order = np.zeros((frames + refs, frames + refs), bool)
+    order[:frames, :frames] = chunks[:, None] >= chunks[None]
+    order[:, frames:] = True
+    there = jnp.ones((valid.shape[0], frames), bool)
+    return Visible(order, jnp.concatenate([there, valid], axis=1))
 
 
 def positions(
     config: DiTConfig,
     times: Float[Array, "#b frames"],
-    mask: Bool[Array, "b frames all"],
+    mask: Visible,
     grid: tuple[int, int],
     keep: Int[Array, "b kept"] | None = None,
 ) -> dit.Positions:
-    """RoPE angles and token mask of a pass without cache; ``keep`` selects patches (the same in every frame)."""
+    """RoPE angles and mask of a pass without cache; ``keep`` selects patches (the same in every frame)."""
     own = angles_3d(times, *grid, config.head_dim)
     n = grid[0] * grid[1]
     if keep is not None:
-        b, f = mask.shape[:2]
+        b, f = keep.shape[0], times.shape[1]
         own = jnp.broadcast_to(own.reshape(own.shape[0], f, n, -1), (b, f, n, own.shape[-1]))
         own = jnp.take_along_axis(own, keep[:, None, :, None], axis=2)
-        n = keep.shape[1]
-        own = own.reshape(b, f * n, -1)
-    mask = jnp.repeat(jnp.repeat(mask, n, axis=1), n, axis=2)
+        own = own.reshape(b, f * keep.shape[1], -1)
     return dit.Positions(own, None, mask)

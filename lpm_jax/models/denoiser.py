@@ -61,8 +61,8 @@ class Denoiser:
         self.anchor = self.references[:, 1:2]
         first = batch["reference_valid"][:, :1, None, None]
         self.first = jnp.where(first, self.references[:, :1], self.anchor)  # what is known before the window
-        mask = conditions.self_attention_mask(frames, chunk, batch["reference_valid"])
-        own = jnp.broadcast_to(jnp.arange(frames, dtype=jnp.float32), (mask.shape[0], frames))
+        mask = conditions.visibility(frames, chunk, batch["reference_valid"])
+        own = jnp.broadcast_to(jnp.arange(frames, dtype=jnp.float32), (batch["text"].shape[0], frames))
         times = jnp.concatenate([own, conditions.reference_times(cfg, batch["reference_kinds"])], axis=1)
         self.positions = conditions.positions(cfg, times, mask, (h // cfg.patch, w // cfg.patch), keep)
 
@@ -83,6 +83,7 @@ class Denoiser:
         levels = jnp.concatenate([level, jnp.zeros((level.shape[0], self.references.shape[1]))], axis=1)
         out, _ = dit.forward(
             cfg, self.params["dit"], x, levels, self.frames, self.conditions, self.positions,
+            implementation=self.config.train.attention or None, remat=self.config.train.remat,
             unroll=self.config.train.unroll, near=known,
         )  # fmt: skip
         return clean_from_output(cfg.prediction, out, shown, level, self.anchor, near)

@@ -16,16 +16,20 @@ stacked. Attention to a cache is the same code: ``context`` brings keys (before 
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+from lpm_jax import sharding
 from lpm_jax.config import DiTConfig
-from lpm_jax.nn.attention import attention
+from lpm_jax.nn.attention import Visible, attention
 from lpm_jax.nn.linear import Dense, gated, modulate
+from lpm_jax.nn.remat import named_weights, rematerialised
 from lpm_jax.nn.rope import rotate
 
 KINDS = ("speak", "listen")  # even, odd
@@ -52,16 +56,16 @@ class Conditions(NamedTuple):
 class Context(NamedTuple):
     """Keys before RoPE and values that a block attends to besides its own tokens, and where they stand."""
 
-    k: Float[Array, "b m heads dim"]
-    v: Float[Array, "b m heads dim"]
+    k: Float[Array, "b slots tokens heads dim"]
+    v: Float[Array, "b slots tokens heads dim"]
 
 
 class Positions(NamedTuple):
-    """RoPE angles of the pass's own tokens and of its context, and the self-attention mask over context + own."""
+    """RoPE angles of the pass's own tokens and of its context, and which frames the pass's own see of context + own."""
 
     own: Float[Array, "#b n half"]
     context: Float[Array, "#b m half"] | None
-    mask: Bool[Array, "#b n all"] | None
+    mask: Bool[Array, "#b #frames all"] | Visible | None
 
 
 def layer_norm(x: Array, eps: float) -> Array:
@@ -79,12 +83,13 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*b width"]) -> Float[Array, "*b width"]:
         gain = self.param("gain", nn.initializers.ones, (x.shape[-1],))
+        sharding.declare(self, "gain", "heads")
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
         return (y * gain).astype(x.dtype)
 
 
-XAVIER = nn.initializers.xavier_uniform()
+XAVIER, LECUN = nn.initializers.xavier_uniform(), nn.initializers.lecun_normal()
 
 
 class Block(nn.Module):
@@ -107,18 +112,26 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "b frames tokens width"], tuple[Array, Array]]:
         """``video`` is the number of leading frames that are video; the rest are references.
 
-        Returns the new tokens and this block's own keys (before RoPE) and values ``[b, n, heads, dim]``.
+        Returns the new tokens and this block's own keys (before RoPE) and values ``[b, frames, tokens, heads, dim]``.
         """
         cfg = self.config
         b, f, n, d = x.shape
 
-        def dense(name: str, features: int = d, init=XAVIER):
-            return Dense(features, init, name=name)
+        def dense(name: str, features: int = d, init=XAVIER, axes=("embed", "heads")):
+            return Dense(features, init, axes, name=name)
 
         def heads(y: Array) -> Array:
-            return y.reshape(b, -1, cfg.heads, cfg.head_dim)
+            return y.reshape(*y.shape[:-1], cfg.heads, cfg.head_dim)
 
+        def turned(y: Array, angles: Array) -> Array:
+            return rotate(y, angles.reshape(-1, *y.shape[1:3], angles.shape[-1]))
+
+        def laid_out(y: Array) -> Array:
+            return sharding.constrain(y, "batch", None, "tokens", None)
+
+        back = ("heads", "embed")
         table = self.param("modulation", nn.initializers.normal(d**-0.5), (6, d))
+        sharding.declare(self, "modulation", None, "embed")
         modulation = time + table.astype(time.dtype)
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation[:, :, i] for i in range(6))
 
@@ -127,34 +140,40 @@ class Block(nn.Module):
         q = heads(RMSNorm(cfg.eps, name="norm_q")(dense("q")(y)))
         k = heads(RMSNorm(cfg.eps, name="norm_k")(dense("k")(y)))
         v = heads(dense("v")(y))
-        keys, values = rotate(k, positions.own), v
+        keys, values = turned(k, positions.own), v
         if context is not None:
-            keys = jnp.concatenate([rotate(context.k, positions.context), keys], axis=1)
+            keys = jnp.concatenate([turned(context.k, positions.context), keys], axis=1)
             values = jnp.concatenate([context.v, values], axis=1)
-        y = attention(rotate(q, positions.own), keys, values, positions.mask, self.implementation)
-        x = x + gated(dense("o")(y.reshape(b, f, n, d)), gate1)
+        y = attention(turned(q, positions.own), keys, values, positions.mask, self.implementation)
+        y = checkpoint_name(y.reshape(b, f, n, d), "self_attention")
+        x = laid_out(x + gated(dense("o", axes=back)(y), gate1))
 
         # ---- text and audio cross-attention, summed; video only
         if video:
             clip = x[:, :video]
             y = nn.LayerNorm(epsilon=cfg.eps, dtype=x.dtype, name="norm_cross")(clip)
-            q = RMSNorm(cfg.eps, name="norm_text_q")(dense("text_q")(y))
-            tk = RMSNorm(cfg.eps, name="norm_text_k")(dense("text_k")(text))
-            a_text = attention(heads(q), heads(tk), heads(dense("text_v")(text)), text_mask[:, None], "xla")
+            q = heads(RMSNorm(cfg.eps, name="norm_text_q")(dense("text_q")(y)))
+            tk = heads(RMSNorm(cfg.eps, name="norm_text_k")(dense("text_k")(text)))
+            tv = heads(dense("text_v")(text))
+            a_text = attention(q, tk[:, :, None], tv[:, :, None], text_mask[:, None], "xla")
 
-            ak = RMSNorm(cfg.eps, name="norm_audio_k")(dense("audio_k")(audio.tokens))
-            av = dense("audio_v", init=nn.initializers.zeros)(audio.tokens)
-            q_angles = jnp.repeat(audio.query_angles, n, axis=0)
-            mask = jnp.repeat(audio.mask, n, axis=1)
-            a_audio = attention(rotate(heads(q), q_angles), rotate(heads(ak), audio.key_angles), heads(av), mask, "xla")
+            ak = heads(RMSNorm(cfg.eps, name="norm_audio_k")(dense("audio_k")(audio.tokens)))
+            av = heads(dense("audio_v", init=nn.initializers.zeros)(audio.tokens))
+            q = rotate(q, audio.query_angles[:, None])
+            ak = rotate(ak, audio.key_angles)
+            a_audio = attention(q, ak[:, :, None], av[:, :, None], audio.mask, "xla")
             shape = (b, video, n, d)
-            clip = clip + dense("text_o")(a_text.reshape(shape)) + dense("audio_o")(a_audio.reshape(shape))
+            crossed = dense("text_o", axes=back)(a_text.reshape(shape)) + dense("audio_o", axes=back)(
+                a_audio.reshape(shape)
+            )
+            clip = laid_out(clip + checkpoint_name(crossed, "cross_attention"))
             x = jnp.concatenate([clip, x[:, video:]], axis=1)
 
         # ---- feed-forward
         y = modulate(layer_norm(x, cfg.eps), scale2, shift2)
-        y = dense("ffn_out")(nn.gelu(dense("ffn_in", cfg.ffn)(y), approximate=True))
-        return x + gated(y, gate2), (k, v)
+        y = nn.gelu(dense("ffn_in", cfg.ffn, axes=("embed", "hidden"))(y), approximate=True)
+        y = dense("ffn_out", axes=("hidden", "embed"))(y)
+        return laid_out(x + gated(y, gate2)), (k, v)
 
 
 def time_features(levels: Float[Array, "*b"], dim: int) -> Float[Array, "*b dim"]:
@@ -172,15 +191,19 @@ class Embed(nn.Module):
     @nn.compact
     def __call__(self, patches, levels, text, near=None):
         cfg = self.config
-        x = Dense(cfg.width, name="patch")(patches)
+
+        def dense(name: str, features: int = cfg.width, axes=(None, "embed"), init=LECUN):
+            return Dense(features, init, axes, name=name)
+
+        x = dense("patch")(patches)
         if near is not None:
-            x = x.at[:, : near.shape[1]].add(Dense(cfg.width, nn.initializers.zeros, name="near")(near))
+            x = x.at[:, : near.shape[1]].add(dense("near", init=nn.initializers.zeros)(near))
         t = time_features(levels, cfg.time_width).astype(patches.dtype)
-        t = Dense(cfg.width, name="time_in")(t)
-        t = Dense(cfg.width, name="time_out")(nn.silu(t))
-        e = Dense(6 * cfg.width, name="time_modulation")(nn.silu(t))
-        y = Dense(cfg.width, name="text_in")(text)
-        y = Dense(cfg.width, name="text_out")(nn.gelu(y, approximate=True))
+        t = dense("time_in")(t)
+        t = dense("time_out", axes=("embed", None))(nn.silu(t))
+        e = dense("time_modulation", 6 * cfg.width, axes=("embed", None))(nn.silu(t))
+        y = dense("text_in")(text)
+        y = dense("text_out", axes=("embed", None))(nn.gelu(y, approximate=True))
         return x, t, e.reshape(*e.shape[:-1], 6, cfg.width), y
 
 
@@ -193,38 +216,57 @@ class Head(nn.Module):
     def __call__(self, x, t):
         cfg = self.config
         table = self.param("modulation", nn.initializers.normal(cfg.width**-0.5), (2, cfg.width))
+        sharding.declare(self, "modulation", None, "embed")
         shift, scale = (t + row for row in table.astype(t.dtype))
         y = modulate(layer_norm(x, cfg.eps), scale, shift)
-        out = Dense(cfg.patch**2 * cfg.channels, nn.initializers.zeros, name="projection")(y)
+
+        def dense(name: str, features: int):
+            return Dense(features, nn.initializers.zeros, ("embed", None), name=name)
+
+        out = dense("projection", cfg.patch**2 * cfg.channels)(y)
         if cfg.prediction == "clean":  # besides, two gates for each channel (flow.py)
-            out = jnp.concatenate([out, Dense(2 * cfg.channels, nn.initializers.zeros, name="gate")(y)], axis=-1)
+            out = jnp.concatenate([out, dense("gate", 2 * cfg.channels)(y)], axis=-1)
         return out
+
+
+def _modules(config: DiTConfig, key: Array) -> dict:
+    """What ``init`` of the parts returns, for one block."""
+    dim, half, zeros = config.patch**2 * config.channels, config.head_dim // 2, jnp.zeros
+    keys = jax.random.split(key, 3)
+    patches = zeros((1, 1, 1, dim))
+    near = patches if config.prediction == "clean" else None
+    audio = Audio(zeros((1, 1, config.audio_width)), jnp.ones((1, 1, 1), bool), zeros((1, half)), zeros((1, half)))
+    x, e = zeros((1, 1, 1, config.width)), zeros((1, 1, 6, config.width))
+    text, positions = zeros((1, 1, config.width)), Positions(zeros((1, 1, half)), None, None)
+    return {
+        "embed": Embed(config).init(keys[0], patches, zeros((1, 1)), zeros((1, 1, config.text_width)), near),
+        "block": Block(config).init(keys[1], x, e, 1, text, jnp.ones((1, 1), bool), audio, positions),
+        "head": Head(config).init(keys[2], x, zeros((1, 1, config.width))),
+    }
 
 
 def init(config: DiTConfig, key: Array) -> dict:
     """Fresh parameters: ``embed``, ``blocks`` (``speak`` and ``listen``, each stacked over pairs) and ``head``."""
-    keys = jax.random.split(key, 2 + config.depth)
-    dim = config.patch**2 * config.channels
-    zeros = jnp.zeros
-    patches = zeros((1, 1, 1, dim))
-    near = patches if config.prediction == "clean" else None
-    embed = Embed(config).init(keys[0], patches, zeros((1, 1)), zeros((1, 1, config.text_width)), near)
-    half = config.head_dim // 2
-    audio = Audio(zeros((1, 1, config.audio_width)), jnp.ones((1, 1, 1), bool), zeros((1, half)), zeros((1, half)))
-    x, e = zeros((1, 1, 1, config.width)), zeros((1, 1, 6, config.width))
-    text, positions = zeros((1, 1, config.width)), Positions(zeros((1, 1, half)), None, None)
-
-    def block(key):
-        return Block(config).init(key, x, e, 1, text, jnp.ones((1, 1), bool), audio, positions)["params"]
-
+    ends, *keys = jax.random.split(key, 1 + config.depth)
+    fresh = _modules(config, ends)
     pairs = config.depth // 2
+    blocks = jax.vmap(lambda key: _modules(config, key)["block"]["params"])
     return {
-        "embed": embed["params"],
-        "blocks": {
-            "speak": jax.vmap(block)(keys[2 : 2 + pairs]),
-            "listen": jax.vmap(block)(keys[2 + pairs :]),
-        },
-        "head": Head(config).init(keys[1], x, zeros((1, 1, config.width)))["params"],
+        "embed": fresh["embed"]["params"],
+        "blocks": {"speak": blocks(jnp.stack(keys[:pairs])), "listen": blocks(jnp.stack(keys[pairs:]))},
+        "head": fresh["head"]["params"],
+    }
+
+
+@functools.cache
+def axes(config: DiTConfig) -> dict:
+    """The logical axes that parameters declare, in the structure of :func:`init`; stacked ones lack the stack's."""
+    found = jax.eval_shape(lambda: _modules(config, jax.random.key(0)))
+    block = found["block"]["axes"]
+    return {
+        "embed": found["embed"]["axes"],
+        "blocks": dict.fromkeys(KINDS, block),
+        "head": found["head"]["axes"],
     }
 
 
@@ -262,7 +304,7 @@ def forward(
     cache: Cache | None = None,
     write_at: Any = None,
     implementation: str | None = None,
-    remat: bool = False,
+    remat: str = "none",
     unroll: bool = False,
     near: Float[Array, "b video tokens pc"] | None = None,
 ) -> tuple[Float[Array, "b video tokens out"], Cache | None]:
@@ -275,19 +317,25 @@ def forward(
     layers, in place when donated (an update inside the scan makes XLA copy the whole cache in every iteration).
     ``near`` is what "clean" prediction knows of the near latent, less the anchor (flow.py), for each frame of video.
     ``unroll`` writes the scan out: gradients need no copies of each layer's activations, but compiling takes longer.
+    ``remat`` says what gradients keep of each pair of blocks (``nn/remat.py``). On a mesh, a pair's weights are
+    gathered when their turn comes.
     """
     b, f, n, _ = patches.shape
-    x, t, e, text = Embed(config).apply({"params": params["embed"]}, patches, levels, conditions.text, near)
+    declared = axes(config)
+    ends = {name: sharding.gather(declared[name], params[name]) for name in ("embed", "head")}
+    x, t, e, text = Embed(config).apply({"params": ends["embed"]}, patches, levels, conditions.text, near)
+    x = sharding.constrain(x, "batch", None, "tokens", None)
     block = Block(config, implementation)
 
     def pair(x, layer):
         weights, index = layer
+        weights = named_weights(sharding.gather(declared["blocks"], weights))
         written = []
         for which, kind in enumerate(KINDS):
             context = None
             if cache is not None:
                 read = [jax.lax.dynamic_index_in_dim(c, index, 0, keepdims=False)[which] for c in cache]
-                context = Context(*(c.reshape(b, -1, config.heads, config.head_dim) for c in read))
+                context = Context(*read)
             x, kv = block.apply(
                 {"params": weights[kind]},
                 x, e, video, text, conditions.text_mask, getattr(conditions, kind), positions, context,
@@ -295,8 +343,7 @@ def forward(
             written.append(kv)
         return x, None if write_at is None else jax.tree.map(lambda *new: jnp.stack(new), *written)
 
-    if remat:
-        pair = jax.checkpoint(pair, prevent_cse=False)
+    pair = rematerialised(pair, remat, sharded=bool(sharding.sizes()))
     pairs = config.depth // 2
     x, new = jax.lax.scan(pair, x, (params["blocks"], jnp.arange(pairs)), unroll=unroll)
     if write_at is not None:
@@ -308,4 +355,4 @@ def forward(
                 for old, kv in zip(cache, new, strict=True)
             )
         )
-    return Head(config).apply({"params": params["head"]}, x[:, :video], t[:, :video]), cache
+    return Head(config).apply({"params": ends["head"]}, x[:, :video], t[:, :video]), cache

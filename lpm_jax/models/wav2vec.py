@@ -30,7 +30,6 @@ from lpm_jax.config import Wav2VecConfig
 from lpm_jax.models.audio import FPS, two_thirds
 from lpm_jax.models.dit import layer_norm
 from lpm_jax.nn import parameters
-from lpm_jax.nn.attention import attention
 from lpm_jax.nn.parameters import Parameter
 
 SAMPLE_RATE = 16_000
@@ -202,7 +201,7 @@ def encode(
     if lengths is not None:
         valid = jnp.arange(frames) < config.features(jnp.asarray(lengths))[:, None]
         x = jnp.where(valid[..., None], x, 0)
-        mask = valid[:, None]
+        mask = valid[:, None, None]
 
     k = config.position_kernel
     y = _conv(x, params["position"], 1, (k // 2, (k - 1) // 2), config.position_groups)
@@ -212,7 +211,7 @@ def encode(
 
     def mix(x: Array, w: dict) -> Array:
         q, k, v = (_dense(x, w[name]).reshape(b, frames, config.heads, -1) for name in "qkv")
-        return _dense(attention(q, k, v, mask, "xla").reshape(x.shape), w["o"])
+        return _dense(jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla").reshape(x.shape), w["o"])
 
     def feed(x: Array, w: dict) -> Array:
         return _dense(nn.gelu(_dense(x, w["in"]), approximate=False), w["out"])

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from lpm_jax.sharding import declare, parts
+
 
 @jax.custom_vjp
 def affine(x: Float[Array, "m k"], w: Float[Array, "k n"], b: Float[Array, " n"]) -> Float[Array, "m n"]:
@@ -77,13 +79,20 @@ def modulate(
 
 
 class Dense(nn.Module):
-    """A linear layer on the last axis whose gradients are fast on every platform."""
+    """A linear layer on the last axis whose gradients are fast on every platform.
+
+    ``axes`` are the logical axes of its input and output (``sharding.py``)."""
 
     features: int
     kernel_init: Any = nn.initializers.lecun_normal()
+    axes: tuple[str | None, str | None] = (None, None)
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b features"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features)).astype(x.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        declare(self, "kernel", *self.axes)
+        declare(self, "bias", self.axes[1])
+        if parts("tokens") > 1:  # one axis of rows could not say that its patches are cut
+            return x @ kernel + bias
         return affine(x.reshape(-1, x.shape[-1]), kernel, bias).reshape(*x.shape[:-1], self.features)

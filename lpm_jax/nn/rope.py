@@ -10,8 +10,6 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
-Angles = Float[Array, "*b n half"]
-
 
 def angles_1d(positions: Real[Array, "*b"], dim: int, theta: float = 10_000.0) -> Float[Array, "*b half"]:
     """``position * theta^(-2 i / dim)`` for ``i`` in ``0 .. dim / 2``."""
@@ -33,8 +31,9 @@ def angles_3d(
     return out.reshape(*times.shape[:-1], -1, dim // 2)
 
 
-def rotate(x: Float[Array, "b n heads dim"], angles: Angles) -> Float[Array, "b n heads dim"]:
-    """Rotates the pairs ``(x[2 i], x[2 i + 1])`` by ``angles[i]``, in float32."""
+def rotate(x: Float[Array, "*b n heads dim"], angles: Float[Array, "*c half"]) -> Float[Array, "*b n heads dim"]:
+    """Rotates the pairs ``(x[2 i], x[2 i + 1])`` by ``angles[i]``, in float32. Angles are for every head the same, and
+    broadcast over what stands before."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     cos, sin = jnp.cos(angles)[..., :, None, :], jnp.sin(angles)[..., :, None, :]
     a, b = pairs[..., 0], pairs[..., 1]

@@ -35,11 +35,11 @@ def pack_audio(samples: Float[np.ndarray, " samples"], index: int, seconds: floa
 class VideoEncoder:
     """Frames to messages: VP8 for browsers with WebCodecs, JPEG for the rest. One per session."""
 
-    def __init__(self, codec: str, size: int, fps: int) -> None:
+    def __init__(self, codec: str, size: tuple[int, int], fps: int) -> None:
         self.codec, self.fps, self.index = codec, fps, 0
         if codec == "vp8":
             self._encoder = av.CodecContext.create("libvpx", "w")
-            self._encoder.width = self._encoder.height = size
+            self._encoder.height, self._encoder.width = size
             self._encoder.pix_fmt = "yuv420p"
             self._encoder.time_base = Fraction(1, fps)
             self._encoder.framerate = Fraction(fps, 1)

@@ -22,6 +22,7 @@ from lpm_jax.config import Config
 from lpm_jax.flow import add_noise, carried, clean_from_output, network_input
 from lpm_jax.models import conditions, dit, vae
 from lpm_jax.models.audio import STRIDE, TOKEN, branch
+from lpm_jax.nn.attention import Visible
 from lpm_jax.nn.rope import angles_3d
 from lpm_jax.streaming import cache as rolling
 
@@ -52,11 +53,6 @@ def chunk_samples(config: Config) -> int:
     return config.stream.chunk * STRIDE * TOKEN
 
 
-def grid(config: Config) -> tuple[int, int]:
-    side = config.size // config.vae.stride // config.dit.patch
-    return side, side
-
-
 @partial(jax.jit, static_argnums=0)
 def start(
     config: Config,
@@ -74,18 +70,16 @@ def start(
     flat = vae.to_unit(pictures).reshape(b * refs, 1, *pictures.shape[2:])
     latents = vae.encode(config.vae, params["vae"], flat)[0]
     latents = latents.reshape(b, refs, *latents.shape[2:])
-    patches = dit.patchify(cfg, latents)
+    patches = dit.patchify(cfg, latents).astype(params["dit"]["embed"]["patch"]["kernel"].dtype)
     tokens = patches.shape[2]
     cache = rolling.empty(config.stream, cfg, refs, b, tokens, patches.dtype)
     times = conditions.reference_times(cfg, kinds)
     text, mask = conditions.encode_text(config, params, ids)
 
-    frames = conditions.self_attention_mask(0, None, valid)
     history = cache.k.shape[3]
     # Nothing of the cache counts yet: its keys are masked out.
-    full = jnp.concatenate([jnp.zeros((b, refs, history), bool), frames], axis=2)
-    full = jnp.repeat(jnp.repeat(full, tokens, axis=1), tokens, axis=2)
-    own = angles_3d(times, *grid(config), cfg.head_dim)
+    full = Visible(None, jnp.concatenate([jnp.zeros((b, history), bool), valid], axis=1))
+    own = angles_3d(times, *config.grid, cfg.head_dim)
     context = jnp.zeros((1, history * tokens, cfg.head_dim // 2))
     silence = _silent_conditions(config, params, text, mask)
     _, cache = dit.forward(
@@ -134,13 +128,14 @@ def latent_step(
     cfg, stream = config.dit, config.stream
     b, refs = state.reference_valid.shape
     chunk = stream.chunk
-    height, width = grid(config)
+    height, width = config.grid
     tokens = height * width
 
     sound = {"speak": jnp.concatenate([state.speak, speak], axis=1)}
     sound["listen"] = jnp.concatenate([state.listen, listen], axis=1)
     features = conditions.audio_features(config.audio)
-    heard = {name: features(params.get("audio", {}), x) for name, x in sound.items()}
+    cache, dtype = state.cache, state.cache.k.dtype
+    heard = {name: features(params.get("audio", {}), x).astype(dtype) for name, x in sound.items()}
     encoded = conditions.encode_audio(config, params, heard["speak"], heard["listen"], chunk, chunk)
     told = dit.Conditions(state.text, state.text_mask, **encoded)
 
@@ -150,16 +145,15 @@ def latent_step(
     see = state.reference_valid & (first | (state.chunk <= stream.sink + stream.window))
     context_times = jnp.concatenate([state.reference_times, jnp.broadcast_to(times, (b, len(times)))], axis=1)
     context_valid = jnp.concatenate([see, jnp.broadcast_to(valid, (b, len(valid)))], axis=1)
-    mask = jnp.concatenate([context_valid, jnp.ones((b, chunk), bool)], axis=1)
+    mask = Visible(None, jnp.concatenate([context_valid, jnp.ones((b, chunk), bool)], axis=1))
     positions = dit.Positions(
         angles_3d(own_times[None], height, width, cfg.head_dim),
         angles_3d(context_times, height, width, cfg.head_dim),
-        jnp.repeat(mask, tokens, axis=1)[:, None],
+        mask,
     )
 
     key, draw = jax.random.split(state.key)
-    cache = state.cache
-    clean = jnp.zeros((b, chunk, tokens, cfg.patch**2 * cfg.channels), cache.k.dtype)
+    clean = jnp.zeros((b, chunk, tokens, cfg.patch**2 * cfg.channels), dtype)
     near = jnp.broadcast_to(carried(state.near, state.anchor, stream.carry), clean.shape)
     known = near - state.anchor if cfg.prediction == "clean" else None
     for i, level in enumerate(stream.levels):
@@ -169,21 +163,30 @@ def latent_step(
         shown = network_input(cfg.prediction, noisy, levels, state.anchor, params["prior"]["variance"])
         last = i == len(stream.levels) - 1
         out, cache = dit.forward(
-            cfg, params["dit"], shown, levels, chunk, told, positions, cache, refs + write if last else None, near=known
+            cfg,
+            params["dit"],
+            shown.astype(dtype),
+            levels,
+            chunk,
+            told,
+            positions,
+            cache,
+            refs + write if last else None,
+            implementation=stream.attention or None,
+            near=known,
         )
         clean = clean_from_output(cfg.prediction, out, shown, levels, state.anchor, near)
 
     keep = state.speak.shape[1]
-    side = config.size // config.vae.stride
     state = state._replace(
         cache=cache,
-        near=clean[:, -1:],
+        near=clean[:, -1:].astype(state.near.dtype),
         speak=sound["speak"][:, -keep:],
         listen=sound["listen"][:, -keep:],
         chunk=state.chunk + 1,
         key=key,
     )
-    return state, dit.unpatchify(cfg, clean, side, side)
+    return state, dit.unpatchify(cfg, clean, *config.cells)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)

@@ -13,6 +13,7 @@ T1 as the network's *own* estimate, re-noised: the student meets its own mistake
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import jax
@@ -26,6 +27,7 @@ from lpm_jax.checkpoint import load_weights
 from lpm_jax.config import Config
 from lpm_jax.flow import add_noise, sample_levels, weighted_loss
 from lpm_jax.models import conditions, dit, vae
+from lpm_jax.models.audio import STRIDE
 from lpm_jax.models.denoiser import Denoiser, previous, take
 from lpm_jax.training import latents
 from lpm_jax.training.loop import Stage
@@ -133,21 +135,26 @@ def step_flops(config: Config, causal: bool) -> float:
     Encoders and the autoencoder, small beside it or frozen, are not counted; nor is what is computed twice to save
     memory, so that the share of the peak speed says what the model got.
     """
-    train, side = config.train, config.size // config.vae.stride // config.dit.patch
+    train, (height, width) = config.train, config.grid
     work = flops.Workload(
         batch=train.batch,
         frames=train.latents,
-        height=side,
-        width=side,
+        height=height,
+        width=width,
         references=3 if train.extra_references else 2,
         text=(config.text.umt5 or config.text).tokens,
-        audio=conditions.history_tokens(config.audio) + 4 * train.latents,
+        audio=conditions.history_tokens(config.audio) + STRIDE * train.latents,
     )
     whole = 1.0 if train.token_keep >= 1 else 1 / train.whole_every if train.whole_every else 0.0
-    kept = dataclasses.replace(work, height=1, width=max(int(train.token_keep * side**2), 1))
+    kept = dataclasses.replace(work, height=1, width=max(int(train.token_keep * height * width), 1))
     each = whole * flops.total(flops.costs(config.dit, work)).flops
     each += (1 - whole) * flops.total(flops.costs(config.dit, kept)).flops
     return 3.0 * (2 if causal else 1) * each
+
+
+def frozen(params: dict) -> dict:
+    """Which parameters a diffusion stage leaves as they are: the measured ones of ``prior``."""
+    return {name: jax.tree.map(lambda _, n=name: n == "prior", p) for name, p in params.items()}
 
 
 def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
@@ -194,5 +201,7 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         other_every=train.whole_every,
         validate=Validator(config, causal, coder, held_out, window),
         finish=lambda weights: weights,
-        frozen=lambda params: {name: jax.tree.map(lambda _, n=name: n == "prior", p) for name, p in params.items()},
+        axes=conditions.axes(config),
+        tokens=math.prod(config.grid),
+        frozen=frozen,
     )

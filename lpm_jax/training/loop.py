@@ -18,18 +18,16 @@ from typing import Any
 
 import grain
 import jax
-import optax
 
-from lpm_jax import distributed
+from lpm_jax import distributed, sharding
 from lpm_jax.checkpoint import save_weights, write_json
 from lpm_jax.config import Config
 from lpm_jax.errors import Paused
-from lpm_jax.sharding import batch_sharding, make_mesh, replicated
 from lpm_jax.training.observe import AHEAD, Observer
 from lpm_jax.training.profiler import Profiler
 from lpm_jax.training.resume import Saver
 from lpm_jax.training.signals import Signals
-from lpm_jax.training.state import apply_gradients, create_state, make_optimizer
+from lpm_jax.training.step import make_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +52,8 @@ class Stage:
     other_loss: Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]] | None = None
     other_every: int = 0  # every so many steps take ``other_loss`` instead
     frozen: Callable[[Any], Any] | None = None  # params -> tree of bools: True leaves stay as they are
+    axes: Any = dataclasses.field(default_factory=dict)  # declared logical axes of params (sharding.py)
+    tokens: int = 0  # patches of a frame, where the model has any: what the mesh must divide
 
 
 def run_stage(stage: Stage, config: Config, workdir: Path, around: Callable[[Callable], Callable] = lambda f: f) -> Any:
@@ -67,39 +67,28 @@ def run_stage(stage: Stage, config: Config, workdir: Path, around: Callable[[Cal
     train = config.train
     directory = workdir / stage.name
 
-    # ---- shard: the batch over every device, weights on each ---------------------------------------------------
-    mesh = make_mesh()
-    optimizer = make_optimizer(train)
-    if stage.frozen is not None:
-        mask = stage.frozen(stage.params)
-        labels = jax.tree.map(lambda f: "frozen" if f else "train", mask)
-        optimizer = optax.multi_transform({"train": optimizer, "frozen": optax.set_to_zero()}, labels)
-    state = jax.device_put(create_state(stage.params, optimizer), replicated(mesh))
-    root = jax.random.key(train.seed)
-
-    def make_step(objective):
-        def step(state, batch, root):
-            key = jax.random.fold_in(root, state.step)
-            (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params, batch, key)
-            metrics |= {"loss": loss, "gradient_norm": optax.global_norm(grads)}
-            return apply_gradients(state, grads, optimizer, train.ema), metrics
-
-        return jax.jit(step, donate_argnums=0)
-
-    usual = make_step(stage.loss)
-    other = make_step(stage.other_loss) if stage.other_loss else usual
-    usual, other = around(usual), around(other)
+    # ---- shard ---------------------------------------------------------------------------------------------------
+    mesh = sharding.make_mesh(config.mesh)
+    if stage.tokens:
+        sharding.check(mesh, config.dit, train.batch // train.accumulate, stage.tokens)
+    program = make_program(train, mesh, stage.axes, stage.params, stage.frozen and stage.frozen(stage.params))
+    root = jax.device_put(jax.random.key(train.seed), sharding.replicated(mesh))
+    usual = around(program.step(stage.loss))
+    other = around(program.step(stage.other_loss)) if stage.other_loss else usual
 
     with contextlib.ExitStack() as stack:
         # ---- data, and where an earlier run left off -------------------------------------------------------------
-        sharding = batch_sharding(mesh)
-        iterator = iter(stage.data(distributed.batch_rows(sharding, stage.batch)))
+        spread = sharding.batch_sharding(mesh)
+        iterator = iter(stage.data(distributed.batch_rows(spread, stage.batch)))
         stack.callback(getattr(iterator, "close", lambda: None))
         saver = Saver(directory / "checkpoints", train, {"seed": train.seed, "data": stage.fingerprint})
         stack.callback(saver.close)
-        state, position, origin = saver.restore(state)
-        if position is not None:
-            iterator.set_state(position)
+        earlier = saver.restore(program.state)
+        if earlier is None:
+            state = program.start(stage.params)
+        else:
+            state = earlier.state
+            iterator.set_state(earlier.position)
         start = int(state.step)
         if distributed.primary():
             write_json(directory / "config.json", dataclasses.asdict(config))
@@ -128,17 +117,17 @@ def run_stage(stage: Stage, config: Config, workdir: Path, around: Callable[[Cal
         def due(at: int, every: int) -> bool:
             return at == train.steps or at % every == 0
 
-        if origin:
-            observer.say(origin)
+        if earlier is not None:
+            observer.say(earlier.said)
             if due(start, train.validate_every) and distributed.everywhere(not observer.knows_validation(start)):
                 validate(start)  # the run was stopped between saving and validating
         for at in range(start + 1, train.steps + 1):
             with clock("data"):
                 batch = next(iterator)
             with clock("put"):
-                batch = distributed.put_batch(batch, sharding)
+                batch = distributed.put_batch(batch, spread)
             profiler.before(at, signals.trace_asked(), state)
-            with clock("dispatch"), jax.profiler.StepTraceAnnotation("train", step_num=at):
+            with clock("dispatch"), sharding.on(mesh), jax.profiler.StepTraceAnnotation("train", step_num=at):
                 step = other if stage.other_every and at % stage.other_every == 0 else usual
                 state, metrics = step(state, batch, root)
             profiler.after(at, state)

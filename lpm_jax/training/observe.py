@@ -18,12 +18,23 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from lpm_jax.chips import peak
+from lpm_jax.planning.chips import CHIPS
 from lpm_jax.training.curves import Curves, Progress
 
 AHEAD = 2  # steps that the host may be ahead of the device
 SKIPS = 10  # in a row end the run
 PAUSES = ("save", "validate")  # not part of a step's time
+#: Parts of ``jax.devices()[0].device_kind``, in the order to try them, and the planner's name of the chip.
+KINDS = {
+    "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6": "v6e", "TPU7x": "7x", "TPU v7": "7x",
+    "H100": "h100", "H200": "h200", "B200": "b200",
+}  # fmt: skip
+
+
+def peak(kind: str) -> float | None:
+    """Dense bfloat16 operations a second of a device of this kind; None where they are not known, as on CPU."""
+    name = next((chip for part, chip in KINDS.items() if part in kind), None)
+    return CHIPS[name].flops if name else None
 
 
 class Clock:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +89,14 @@ def folders(directory: Path) -> dict[int, Path]:
     return {int(path.name): path for path in sorted(found, key=lambda path: -int(path.name))}
 
 
+class Restored(NamedTuple):
+    """What :meth:`Saver.restore` found: the state, the iterator's position, and a line about it."""
+
+    state: Any
+    position: dict
+    said: str
+
+
 class Saver:
     """The checkpoints of one stage's run. ``same`` is what a continued run must share: ``{"seed", "data"}``."""
 
@@ -131,11 +139,11 @@ class Saver:
     def close(self) -> None:
         self.orbax.close()
 
-    def restore(self, state: Any) -> tuple[Any, dict | None, str]:
-        """The newest readable checkpoint as ``(state, position, what to say)``; ``state`` and None where there is none.
+    def restore(self, abstract: Any) -> Restored | None:
+        """The newest readable checkpoint; None where there is none at all.
 
-        ``state`` says where each array goes. A checkpoint that cannot be read is renamed to ``STEP.broken`` and the one
-        before is taken.
+        ``abstract`` is the state in shapes, dtypes and shardings, which say where each array goes. A checkpoint that
+        cannot be read is renamed to ``STEP.broken`` and the one before is taken.
 
         Raises:
           InputError: there are checkpoints but none can be read, or they belong to another run or another model.
@@ -143,7 +151,7 @@ class Saver:
         broken: dict[int, str] = {}
         for step, path in folders(self.directory).items():
             try:
-                loaded, position = self._load(step, path, state)
+                loaded, position = self._load(step, path, abstract)
             except InputError:
                 raise
             except Exception as error:  # whatever Orbax, TensorStore or JSON make of broken files
@@ -154,16 +162,16 @@ class Saver:
                 continue
             aside = self._set_aside(broken)
             self.newest = step
-            return loaded, position, f"resumed at step {step}" + "".join(f"; {text}" for text in aside)
+            return Restored(loaded, position, "; ".join([f"resumed at step {step}", *aside]))
         if broken:
             reasons = ", ".join(f"{step} ({reason})" for step, reason in broken.items())
             raise InputError(
                 f"{self.directory}: expected a checkpoint that can be read, found {reasons}; "
                 "to start anew, move the folder away"
             )
-        return state, None, ""
+        return None
 
-    def _load(self, step: int, path: Path, state: Any) -> tuple[Any, dict]:
+    def _load(self, step: int, path: Path, abstract: Any) -> tuple[Any, dict]:
         missing = [name for name in ("state", "data", "_CHECKPOINT_METADATA") if not (path / name).exists()]
         if missing:
             raise Broken(f"no {' and no '.join(missing)}")
@@ -178,8 +186,7 @@ class Saver:
                     f"{option}: expected {known[name]!r} as in {path}, found {self.same[name]!r} "
                     "(another run needs another --workdir)"
                 )
-        fits(path, about.metadata, state)
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        fits(path, about.metadata, abstract)
         position = Position()
         items = {"state": abstract, "data": position}
         loaded = self.orbax.load_checkpointables(step, abstract_checkpointables=items)["state"]

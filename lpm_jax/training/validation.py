@@ -97,12 +97,11 @@ class Validator:
 
     def _show(self, result, truth, directory: Path) -> None:
         config = self.config
-        side = config.size // config.vae.stride
         first = jnp.asarray(self.batch["references"][:SHOWN, :1], jnp.float32)
         first = first[: len(truth)]
         rows = []
         for x in (truth, result):
-            z = dit.unpatchify(config.dit, x, side, side)
+            z = dit.unpatchify(config.dit, x, *config.cells)
             rows.append(np.asarray(self.decode(jnp.concatenate([first, z.astype(jnp.float32)], axis=1), self.vae)))
         picks = np.linspace(0, rows[0].shape[1] - 1, 9).astype(int)
         save_sheet(directory / "sheet.png", [r[i][picks] for i in range(len(truth)) for r in rows])

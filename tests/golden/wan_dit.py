@@ -74,7 +74,7 @@ def inputs(config: DiTConfig, tensors: dict, grid: tuple[int, int, int], dtype=j
     )
     text = tensors["text"].astype(dtype)
     told = dit.Conditions(text, jnp.ones(text.shape[:2], bool), audio, audio)
-    mask = conditions.self_attention_mask(frames, None, jnp.ones((b, 0), bool))
+    mask = conditions.visibility(frames, None, jnp.ones((b, 0), bool))
     at = conditions.positions(config, jnp.arange(float(frames))[None], mask, (rows, columns))
     return dit.patchify(config, latents).astype(dtype), levels, told, at
 

@@ -59,15 +59,15 @@ def _run(chunk, params, batch, order, keep):
     times = jnp.concatenate(
         [jnp.tile(jnp.arange(float(FRAMES)), (2, 1)), conditions.reference_times(CFG, batch["kinds"])], axis=1
     )
-    mask = conditions.self_attention_mask(FRAMES, chunk, batch["valid"])
+    mask = conditions.visibility(FRAMES, chunk, batch["valid"])
     at = conditions.positions(CFG, times, mask, (2, 2), order)
     if order is not None:
         patches, near = (jnp.take_along_axis(x, order[:, None, :, None], axis=2) for x in (patches, near))
     # A cache that nothing reads, only to see what the blocks would store.
     slots = FRAMES + REFERENCES
     cache = dit.Cache(*[jnp.zeros((CFG.depth // 2, 2, 2, slots, TOKENS, CFG.heads, CFG.head_dim))] * 2)
-    unseen = jnp.zeros((2, at.mask.shape[1], slots * TOKENS), bool)
-    at = dit.Positions(at.own, jnp.zeros((1, slots * TOKENS, CFG.head_dim // 2)), jnp.concatenate([unseen, at.mask], 2))
+    mask = jnp.concatenate([jnp.zeros((2, slots, slots), bool), at.mask.dense()], 2)
+    at = dit.Positions(at.own, jnp.zeros((1, slots * TOKENS, CFG.head_dim // 2)), mask)
     return dit.forward(CFG, params["dit"], patches, levels, FRAMES, told, at, cache, 0, near=near)
 
 
@@ -206,17 +206,17 @@ def test_reference_times():
 # --- time --------------------------------------------------------------------------------------------------------
 
 
-def test_self_attention_mask_by_hand():
-    mask = conditions.self_attention_mask(4, 2, jnp.array([[True, False]]))
+def test_visibility_by_hand():
+    mask = conditions.visibility(4, 2, jnp.array([[True, False]])).dense()
     assert mask[0].astype(int).tolist() == [
         [1, 1, 0, 0, 1, 0],
         [1, 1, 0, 0, 1, 0],
         [1, 1, 1, 1, 1, 0],
         [1, 1, 1, 1, 1, 0],
         [0, 0, 0, 0, 1, 0],
-        [0, 0, 0, 0, 1, 1],  # an absent reference has itself, so that no query is without keys
+        [0, 0, 0, 0, 1, 0],
     ]
-    whole = conditions.self_attention_mask(4, None, jnp.array([[True, False]]))
+    whole = conditions.visibility(4, None, jnp.array([[True, False]])).dense()
     assert whole[0, :4].astype(int).tolist() == [[1, 1, 1, 1, 1, 0]] * 4
 
 
@@ -273,7 +273,7 @@ def test_a_permuted_selection_of_patches_gives_the_permuted_output(params, batch
 
 
 def test_selected_patches_stand_where_they_stood():
-    mask = conditions.self_attention_mask(2, None, jnp.array([[True], [False]]))
+    mask = conditions.visibility(2, None, jnp.array([[True], [False]]))
     times = jnp.array([[0.0, 1.0, -8.0], [0.0, 1.0, -8.0]])
     whole = conditions.positions(CFG, times, mask, (2, 3))
     keep = jnp.array([[0, 4], [2, 3]])
@@ -281,8 +281,7 @@ def test_selected_patches_stand_where_they_stood():
     angles = whole.own.reshape(2, 3, 6, -1)
     for b in range(2):
         np.testing.assert_array_equal(some.own.reshape(2, 3, 2, -1)[b], angles[b][:, keep[b]])
-    np.testing.assert_array_equal(some.mask, jnp.repeat(jnp.repeat(mask, 2, 1), 2, 2))
-    assert whole.mask.shape == (2, 18, 18)
+    assert some.mask is mask and whole.mask is mask
 
 
 # --- parameters --------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def test_stream_equals_the_block_causal_model(reference, latents):
     count = chunks * STREAM.chunk
     told = ref.told(chunks)
     times = jnp.concatenate([jnp.arange(float(count))[None], ref.reference_times], axis=1)
-    mask = conditions.self_attention_mask(count, STREAM.chunk, ref.valid)
+    mask = conditions.visibility(count, STREAM.chunk, ref.valid)
     positions = conditions.positions(CFG, times, mask, (2, 2))
 
     @jax.jit
@@ -192,7 +192,7 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
         return out, new
 
     # The references among themselves, before any video.
-    see = jnp.repeat(jnp.repeat(conditions.self_attention_mask(0, None, ref.valid), TOKENS, 1), TOKENS, 2)
+    see = conditions.visibility(0, None, ref.valid)
     x, _, e, text = dit.Embed(CFG).apply(
         {"params": ref.params["dit"]["embed"]}, ref.references, jnp.zeros((1, REFS)), told.text
     )
@@ -202,7 +202,7 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
         x, kv = module.apply({"params": weights}, x, e, 0, text, told.text_mask, told.speak, own)
         pinned.append(kv)
 
-    blank = [tuple(jnp.zeros((1, STREAM.chunk * TOKENS, CFG.heads, CFG.head_dim)) for _ in "kv") for _ in blocks]
+    blank = [tuple(jnp.zeros((1, STREAM.chunk, TOKENS, CFG.heads, CFG.head_dim)) for _ in "kv") for _ in blocks]
     step = jax.jit(partial(evaluate, video=STREAM.chunk))
     kept: list[list] = []  # per chunk, per block
     noise, worst, last = ref.noise(), [], ref.references[:, :1]
@@ -227,7 +227,7 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
             "own_times": jnp.asarray(now + offsets)[None],
             "past": past,
             "past_times": jnp.asarray(np.concatenate(times), jnp.float32)[None],
-            "mask": jnp.asarray(np.repeat(mask, TOKENS))[None, None],
+            "mask": jnp.asarray(mask)[None, None],
         }
         t0, t1 = (jnp.full((1, STREAM.chunk), level) for level in STREAM.levels)
         near = jnp.broadcast_to(ref.near(last), noise[n][0].shape)

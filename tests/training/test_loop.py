@@ -127,7 +127,7 @@ def test_frozen_leaves_stay(tmp_path):
     def frozen(params):
         return {"layer": {"kernel": False, "bias": True}}
 
-    start = {"layer": {"kernel": jnp.full((6, 3), 0.1), "bias": jnp.full(3, 0.7)}}
+    start = {"layer": {"kernel": jnp.full((8, 3), 0.1), "bias": jnp.full(3, 0.7)}}
     weights = run_stage(toy_stage.make(params=start, frozen=frozen), config(steps=3, ema=0.0), tmp_path)
     np.testing.assert_array_equal(weights["layer"]["bias"], np.full(3, np.float32(0.7)))
     assert np.abs(weights["layer"]["kernel"] - 0.1).max() > 1e-3

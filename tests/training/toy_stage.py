@@ -20,6 +20,7 @@ from data_pipeline.loader import Rows
 from lpm_jax import distributed
 from lpm_jax.config import Config, TrainConfig, override
 from lpm_jax.errors import run_door
+from lpm_jax.sharding import Axes
 from lpm_jax.training.loop import Stage
 
 BATCH = 8
@@ -36,8 +37,8 @@ class Points:
 
     def __init__(self):
         rng = np.random.default_rng(0)
-        self.x = rng.normal(size=(64, 6)).astype(np.float32)
-        self.y = self.x @ (0.3 * rng.normal(size=(6, 3))).astype(np.float32) + 2
+        self.x = rng.normal(size=(64, 8)).astype(np.float32)
+        self.y = self.x @ (0.3 * rng.normal(size=(8, 3))).astype(np.float32) + 2
 
     def __len__(self) -> int:
         return len(self.x)
@@ -54,7 +55,7 @@ class Jitter(grain.transforms.RandomMap):
 
     def random_map(self, point: dict, rng: np.random.Generator) -> dict:
         time.sleep(self.pause)
-        return point | {"x": point["x"] + 0.1 * rng.normal(size=6).astype(np.float32)}
+        return point | {"x": point["x"] + 0.1 * rng.normal(size=8).astype(np.float32)}
 
 
 def loss(params, batch, key):
@@ -72,13 +73,14 @@ def make(pause: float = 0.0, **changes) -> Stage:
 
     stage = Stage(
         name="toy",
-        params={"layer": {"kernel": jnp.full((6, 3), 0.1), "bias": jnp.zeros(3)}},
+        params={"layer": {"kernel": jnp.full((8, 3), 0.1), "bias": jnp.zeros(3)}},
         data=data,
         batch=BATCH,
         loss=loss,
         validate=lambda params, directory: {"norm": float(jnp.linalg.norm(params["layer"]["kernel"]))},
         finish=lambda params: params,
         fingerprint="64 points",
+        axes={"layer": {"kernel": Axes(("embed", None))}},  # a row on each of eight devices
     )
     return dataclasses.replace(stage, **changes)
 

@@ -1,5 +1,5 @@
-"""Scaled dot-product attention: one function, a backend chosen by name."""
+"""Attention over frames of tokens: one function, a file per backend."""
 
-from lpm_jax.nn.attention.api import attention
+from lpm_jax.nn.attention.api import Visible, attention
 
-__all__ = ["attention"]
+__all__ = ["Visible", "attention"]

@@ -1,0 +1,78 @@
+"""A diffusion stage's real step from shapes alone, ready to be lowered for machines that are not here.
+
+    with sharding.on(mesh):
+        step, arguments = train_program(config, "base.speak", mesh)
+        compiled = step.lower(*arguments).compile()
+
+``mesh`` may be of devices that only a compiler knows (``jax.experimental.topologies``); nothing is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from lpm_jax import sharding
+from lpm_jax.config import Config
+from lpm_jax.models import conditions
+from lpm_jax.models.audio import STRIDE
+from lpm_jax.training.flow_matching import CAUSAL, frozen, make_loss
+from lpm_jax.training.state import TrainState
+from lpm_jax.training.step import Program, make_program
+
+
+def batch_shapes(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of ``config.train`` as the loader makes it (``data_pipeline/loader.py``), each clip on its devices.
+
+    Large models' text comes encoded: 4 MB a clip instead of a 5.7 B encoder beside the step.
+    """
+    train = config.train
+    b, frames, (height, width) = train.batch, train.latents, config.cells
+    refs = 3 if train.extra_references else 2
+    sound = (
+        conditions.history_tokens(config.audio) + STRIDE * frames,
+        conditions.audio_features(config.audio).features,
+    )
+    cells = (height, width, config.dit.channels)
+    text = ((config.text.tokens,), jnp.int32)
+    if config.text.umt5 is not None:
+        text = ((config.text.umt5.tokens, config.dit.text_width), jnp.bfloat16)
+    where = sharding.batch_sharding(mesh)
+    shapes = {
+        "latents": ((frames, *cells), jnp.float16),
+        "references": ((refs, *cells), jnp.float16),
+        "reference_kinds": ((refs,), jnp.int32),
+        "reference_valid": ((refs,), jnp.bool_),
+        "text": text,
+        "weights": ((frames, height, width), jnp.float32),
+        "speak": (sound, jnp.float16),
+        "listen": (sound, jnp.float16),
+        "kind": ((), jnp.int32),
+    }
+    return {name: jax.ShapeDtypeStruct((b, *shape), dtype, sharding=where) for name, (shape, dtype) in shapes.items()}
+
+
+def train_program(config: Config, stage: str, mesh: Mesh) -> tuple[Callable, tuple[TrainState, dict, jax.Array]]:
+    """The jitted step of ``stage`` on ``mesh`` and its abstract arguments: state, batch and key.
+
+    ``config`` is the stage's own (``config.for_stage``), with the batch, remat and backend that are meant.
+
+    Raises:
+      InputError: something does not divide over the mesh.
+    """
+    sharding.check(mesh, config.dit, config.train.batch // config.train.accumulate, math.prod(config.grid))
+    program = abstract_program(config, mesh)
+    step = program.step(make_loss(config, stage in CAUSAL, config.train.token_keep))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
+    return step, (program.state, batch_shapes(config, mesh), key)
+
+
+def abstract_program(config: Config, mesh: Mesh) -> Program:
+    """The :class:`Program` of a diffusion model's parameters."""
+    params = conditions.abstract(config)
+    return make_program(config.train, mesh, conditions.axes(config), params, frozen(params))
