@@ -94,6 +94,20 @@ def fetch(tree: Any, keep: bool = True) -> Any:
     return jax.tree.map(leaf, tree)
 
 
+def place(tree: Any, where: Any) -> Any:
+    """Arrays that every process has whole, as global arrays laid out by ``where``, a tree of shardings."""
+
+    def leaf(x: Any, sharding: Sharding) -> jax.Array:
+        if jax.process_count() == 1:
+            return jax.device_put(x, sharding)
+        if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(leaf(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(leaf, tree, where)
+
+
 def batch_rows(sharding: Sharding, batch: int) -> tuple[int, ...]:
     """The rows of a global batch of ``batch`` that this process's devices hold, in order: what its loader reads.
 

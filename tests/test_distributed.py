@@ -65,6 +65,8 @@ def test_alone_everything_is_simple():
     batch = distributed.put_batch({"x": np.arange(6.0)}, sharding)
     whole = distributed.fetch({"a": batch, "b": np.ones(2)})
     assert isinstance(whole["a"]["x"], np.ndarray) and whole["a"]["x"].tolist() == list(range(6))
+    placed = distributed.place({"x": np.arange(6.0)}, {"x": sharding})
+    assert placed["x"].sharding == sharding and placed["x"].tolist() == list(range(6))
     assert distributed.fetch(whole, keep=False) == {"a": {"x": None}, "b": None}
 
 

@@ -72,7 +72,7 @@ def run_stage(stage: Stage, config: Config, workdir: Path, around: Callable[[Cal
     if stage.tokens:
         sharding.check(mesh, config.dit, train.batch // train.accumulate, stage.tokens)
     program = make_program(train, mesh, stage.axes, stage.params, stage.frozen and stage.frozen(stage.params))
-    root = jax.device_put(jax.random.key(train.seed), sharding.replicated(mesh))
+    root = distributed.place(jax.random.key(train.seed), sharding.replicated(mesh))
     usual = around(program.step(stage.loss))
     other = around(program.step(stage.other_loss)) if stage.other_loss else usual
 
