@@ -95,7 +95,7 @@ class Observer:
         self.name, self.total, self.every, self.flops = name, total, every, flops
         self.clock = Clock()
         self.means = Means()
-        self.waiting: collections.deque[tuple[int, dict[str, jax.Array], tuple | None]] = collections.deque()
+        self.waiting: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
         self.skipped, self.in_a_row = 0, 0
         self.last_saved: int | None = start or None
         self.progress = Progress(name, start, total) if jax.process_index() == 0 else None
@@ -108,8 +108,7 @@ class Observer:
         """
         for value in metrics.values():
             value.copy_to_host_async()
-        time_spent = self.clock.read() if at % self.every == 0 or at == self.total else None
-        self.waiting.append((at, metrics, time_spent))
+        self.waiting.append((at, metrics))
         while len(self.waiting) > AHEAD:
             self._read()
 
@@ -119,14 +118,14 @@ class Observer:
             self._read()
 
     def _read(self) -> None:
-        at, metrics, time_spent = self.waiting.popleft()
+        at, metrics = self.waiting.popleft()
         with self.clock("device"):
             values = {name: np.asarray(value) for name, value in metrics.items()}
         with self.clock("log"):
             self._count_skips(at, values)
             self.means.add(values)
-            if time_spent:
-                self._tell(at, *time_spent)
+            if at % self.every == 0 or at == self.total:
+                self._tell(at)
 
     def _count_skips(self, at: int, values: dict[str, np.ndarray]) -> None:
         """A skipped step says so; a loss that is not finite counts as one."""
@@ -142,8 +141,10 @@ class Observer:
                 f"{self.name}: loss or gradients are not finite in {SKIPS} steps in a row up to step {at}; {saved}"
             )
 
-    def _tell(self, at: int, seconds: float, parts: collections.defaultdict[str, float]) -> None:
+    def _tell(self, at: int) -> None:
+        """Read when a step is done, the clock tells of steps that are done."""
         steps, means = self.means.read()
+        seconds, parts = self.clock.read()
         each = max(seconds - sum(parts[name] for name in PAUSES), 1e-9) / max(steps, 1)
         means |= {"speed/seconds_per_step": each, "speed/steps_per_second": 1 / each}
         means |= {f"speed/{'data_wait' if name == 'data' else name}": parts[name] / seconds

@@ -88,8 +88,8 @@ def test_names_in_tensorboard_and_means_over_a_window(tmp_path):
     assert [step for step, _ in found["gradient/dit"]] == [2, 4]
     for name in ("seconds_per_step", "steps_per_second", "data_wait", "put", "dispatch", "log", "save"):
         assert f"speed/{name}" in found
-    for line in lines(tmp_path):
-        assert 0.002 <= line["speed/seconds_per_step"] < 1 and 0.05 < line["speed/data_wait"] <= 1
+    first = lines(tmp_path)[0]
+    assert 0.002 <= first["speed/seconds_per_step"] < 1 and 0.05 < first["speed/data_wait"] <= 1
     assert "speed/tflops" not in found and "skipped" not in found
 
 
@@ -101,7 +101,7 @@ def test_speed_is_that_of_the_steps_without_saves_and_validations(tmp_path, monk
             time.sleep(0.1)
         time.sleep(0.05)
         observer.step(at, metrics(1))
-    observer.flush()
+    observer.flush()  # 0.3 s for two steps, of which 0.2 were a validation's
     observer.close()
     (line,) = lines(tmp_path)
     assert 0.05 <= line["speed/seconds_per_step"] < 0.1
