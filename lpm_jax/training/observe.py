@@ -148,7 +148,7 @@ class Observer:
         each = max(seconds - sum(parts[name] for name in PAUSES), 1e-9) / max(steps, 1)
         means |= {"speed/seconds_per_step": each, "speed/steps_per_second": 1 / each}
         means |= {f"speed/{'data_wait' if name == 'data' else name}": parts[name] / seconds
-                  for name in ("data", "put", "dispatch", "log", "save")}  # fmt: skip
+                  for name in ("data", "put", "dispatch", "device", "log", "save", "validate")}  # fmt: skip
         if self.flops:
             speed = self.flops / each / jax.device_count()
             means["speed/tflops"] = speed / 1e12

@@ -162,6 +162,20 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
     assert not (tmp_path / "toy" / "weights").exists()
 
 
+def test_a_step_that_is_not_finite_is_skipped_and_the_run_goes_on(straight, tmp_path, capsys):
+    def loss(params, batch, key):
+        value, metrics = toy_stage.loss(params, batch, key)
+        bad = batch["index"][0] == int(records(straight[0])[6]["first"])  # step 6 of any run
+        return jnp.where(bad, jnp.nan, value), metrics
+
+    weights = run_stage(toy_stage.make(loss=loss), config(steps=8), tmp_path)
+    found = records(tmp_path, "first")
+    told = {at: ("loss" in line, line.get("skipped")) for at, line in found.items()}
+    assert told == {at: (at != 6, 1.0 if at > 5 else None) for at in range(1, 9)}
+    assert "toy step 6 skipped: its loss or gradients are not finite (1 so far)" in capsys.readouterr().out
+    assert np.isfinite(weights["layer"]["kernel"]).all() and found[7]["loss"] < 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_goes_on(straight, tmp_path, number, capsys):
     def validate(params, directory):
