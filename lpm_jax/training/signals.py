@@ -1,7 +1,8 @@
 """What a run does about signals: SIGTERM and SIGINT ask it to stop, SIGUSR1 asks for a trace.
 
 The handler only takes a note, which the loop reads between two steps: a checkpoint is never half a step old. A second
-request to stop is obeyed at once, as without a handler.
+request to stop is obeyed at once, as without a handler. One that follows within moments is the same request by another
+way: Slurm signals every process of a step, and ``uv run`` among them passes it on.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType
 
 STOP = (signal.SIGTERM, signal.SIGINT)
+ECHO = 2.0  # seconds within which a request to stop may arrive again
 
 
 class Signals:
@@ -21,7 +24,7 @@ class Signals:
     """
 
     def __init__(self) -> None:
-        self.stop, self.trace = "", False
+        self.stop, self.trace, self.asked = "", False, 0.0
         self.before: dict[int, object] = {}
 
     def __enter__(self) -> Signals:
@@ -42,8 +45,8 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGUSR1:
             self.trace = True
-        elif self.stop:
+        elif not self.stop:
+            self.stop, self.asked = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self.asked > ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        else:
-            self.stop = signal.Signals(number).name

@@ -44,11 +44,14 @@ def test_outside_the_main_thread_handlers_stay():
 
 
 SCRIPT = """
-import os, signal
-from lpm_jax.training.signals import Signals
-with Signals() as signals:
+import os, signal, time
+from lpm_jax.training import signals
+signals.ECHO = 0.2
+with signals.Signals() as noted:
     os.kill(os.getpid(), signal.{first})
-    print("noted", signals.stop, flush=True)
+    os.kill(os.getpid(), signal.{first})  # the same request by another way
+    print("noted", noted.stop, flush=True)
+    time.sleep(0.3)
     os.kill(os.getpid(), signal.{second})
     print("not reached", flush=True)
 """
