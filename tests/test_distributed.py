@@ -141,12 +141,13 @@ def assert_alike(ours: Path, theirs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(tmp_path):
-    """Two of four devices each, as one of eight. Only the first writes; both know the checkpoint."""
-    both = start(tmp_path / "two", "12", "0", devices=4, processes=2)
+@pytest.mark.parametrize("mesh", [[], ["--mesh.fsdp", "1", "--mesh.context", "8"]])
+def test_two_processes_take_the_steps_of_one(tmp_path, mesh):
+    """Two of four devices each, as one of eight: each with half of the rows, or both with all. The first writes."""
+    both = start(tmp_path / "two", "12", "0", *mesh, devices=4, processes=2)
     first, second = finish(both)
     assert "toy 12/12" in first and "toy " not in second
-    finish(start(tmp_path / "one", "12", "0", devices=8))
+    finish(start(tmp_path / "one", "12", "0", *mesh, devices=8))
     assert_alike(tmp_path / "two", tmp_path / "one")
     assert len(list((tmp_path / "two" / "toy" / "tensorboard").iterdir())) == 1
 

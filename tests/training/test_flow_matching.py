@@ -222,3 +222,5 @@ def test_a_stage_asks_for_the_one_before(tmp_path, stage, before):
         stages.run(stage, config(), tmp_path)
     with pytest.raises(InputError, match="expected the finished weights of elsewhere"):
         stages.run(stage, config(init="elsewhere"), tmp_path)
+    with pytest.raises(InputError, match="^--train.init @latest: expected a step of .*elsewhere/checkpoints .*none$"):
+        stages.run(stage, config(init="elsewhere@latest"), tmp_path)
