@@ -5,9 +5,9 @@
     python -m lpm_jax.plan configs/lpm_17b.py --stage base.speak --topology v5p:4x4x4 --sweep
 
 Compiles the real step for the topology and prints memory per chip, products, traffic, every collective with its size
-and axis, the least step time and what bounds it, and whether it fits. TPU topologies need libtpu (``jax[tpu]``); without
-it, with ``--estimate``, and for GPUs the program is compiled for simulated CPU devices. docs/planning.md says how
-figures are counted and which not to trust.
+and axis, the least step time and what bounds it, and whether it fits. TPU topologies need libtpu (``jax[tpu]``);
+without it, with ``--estimate``, and for GPUs the program is compiled for simulated CPU devices. docs/planning.md says
+how figures are counted and which not to trust.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -11,6 +12,10 @@ from lpm_jax.planning.memory import Memory
 from lpm_jax.planning.network import Pod
 from lpm_jax.planning.roofline import Roofline
 from lpm_jax.planning.topology import Topology
+
+_WRAPPERS = re.compile(
+    r"(jit|jvp|transpose|vmap)\(|(while|body|cond|closed_call|eval_jaxpr|checkpoint|rematted_computation|Block|shard_map)$"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +75,14 @@ def rows(count: Count, pod: Pod) -> tuple[Row, ...]:
 
 
 def _where(label: str) -> str:
-    """Pass and layer out of JAX's name of an operation."""
+    """Pass and layer out of JAX's name of an operation; of several joined in one instruction, the first."""
     if "/" not in label:
-        return "-"
+        return label if " " in label else "-"
     passed = "backward" if "transpose(" in label else "forward"
     if "rematted_computation" in label:
         passed = "recomputed"
-    parts = [p for p in label.split("/") if not p.startswith(("jit(", "jvp", "transpose", "while", "body", "closed_call"))]
-    parts = [p for p in parts if p not in ("checkpoint", "rematted_computation", "Block", "shard_map", "cond")]
+    label = re.sub(r"/\(([^:]*):.*", r"/\1", label)
+    parts = [part for part in label.split("/") if not _WRAPPERS.match(part)]
     return f"{passed} {'/'.join(parts[-2:])}".strip()
 
 
@@ -143,13 +148,19 @@ def _by_axes(count: Count) -> dict[str, float]:
 
 
 def size(value: float) -> str:
-    """Bytes in GiB, or in MiB below a tenth of one."""
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 / 10 else f"{value / 2**20:.1f} MiB"
+    """Bytes in GiB, MiB or KiB: whichever is the largest of which there is a tenth."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
+        if value >= unit / 10:
+            return f"{value / unit:.2f} {name}"
+    return f"{value / 2**10:.2f} KiB"
 
 
 def duration(value: float) -> str:
-    """Seconds, or milliseconds below one."""
-    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
+    """Seconds, milliseconds or microseconds."""
+    for unit, name in ((1, "s"), (1e-3, "ms")):
+        if value >= unit:
+            return f"{value / unit:.3g} {name}" if value < 100 * unit else f"{value / unit:.0f} {name}"
+    return f"{value / 1e-6:.3g} us"
 
 
 def columns(lines: list[tuple[str, ...]], left: tuple[int, ...]) -> list[str]:
@@ -179,7 +190,7 @@ def table(plan: Plan, most: int = 12) -> str:
     lines += columns([*cells, ("in all", size(memory.total)), ("of it donated (aliased)", size(memory.aliased))], (0,))
     if plan.count is None or plan.roofline is None:
         return "\n".join([*lines, "", "not compiled, so products, traffic and collectives are not known"])
-    line, count = plan.roofline, plan.count
+    count = plan.count
     flops = ", ".join(f"{v / 1e12:.4g} TFLOP in {k}" for k, v in count.flops.most_common())
     lines += ["", f"products {flops} per device; the model needs {plan.model_flops / topology.devices / 1e12:.4g}"]
     lines += [f"memory traffic {count.traffic.hbm / 1e9:.4g} GB, with the host {count.traffic.host / 1e9:.4g} GB"]

@@ -104,9 +104,7 @@ def changed(candidate: Candidate, config: Config) -> Config:
 def candidates(config: Config, stage: str, where: Topology) -> list[Candidate]:
     """Every mesh and policy, estimated, the fastest first."""
     policies = [""] if stage == CHUNK else list(POLICIES)
-    found = [
-        Candidate(mesh, remat) for mesh in meshes(where.devices, where.slices) for remat in policies
-    ]
+    found = [Candidate(mesh, remat) for mesh in meshes(where.devices, where.slices) for remat in policies]
     for candidate in found:
         estimate(candidate, config, stage, where)
     return sorted(found, key=lambda c: (bool(c.reason), c.seconds, c.memory))
