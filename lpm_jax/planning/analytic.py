@@ -143,7 +143,8 @@ def count(config: Config, stage: str, sizes: dict[str, int]) -> Count:
         add("reduce-scatter", stored, 2 * share.pair, share.pairs * rounds)
         add("all-reduce", ("replica",), 4 * share.stored, 1)
     there_and_back = 1 + (0 if stage == CHUNK else 1 + (again > 0))
-    add("all-reduce", ("tensor",), share.layer, 3 * blocks * there_and_back * rounds)
+    summed = 3.5 * (there_and_back - (stage != CHUNK)) + (4.75 if stage != CHUNK else 0)
+    add("all-reduce", ("tensor",), share.layer, summed * blocks * rounds)
     own = share.layer / sizes["tensor"]
     add("all-to-all", ("context",), own, 4 * blocks * there_and_back * rounds)
     if stage == CHUNK:

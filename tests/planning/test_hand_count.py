@@ -29,7 +29,7 @@ def test_one_pair_of_blocks():
     sent = found["bytes"]
     # Ulysses: q, k, v there and the result back; forward, recomputed, backward; two blocks; heads cut over tensor.
     assert sent["all-to-all context"] == pytest.approx(2 * 3 * 4 * LAYER / 2, rel=0.05)
-    # FSDP: weights in bfloat16, cut over tensor, gathered forward and again backward; the table of modulations is not cut.
+    # FSDP: weights in bfloat16, cut over tensor (but the table of modulations), gathered forward and again backward.
     weights = 2 * ((SELF + CROSS + OTHER + FEED) / 2 + 6 * WIDTH)
     assert sent["all-gather fsdp context"] == pytest.approx(2 * 2 * weights, rel=0.05)
     # Gradients: those that tokens make are summed over fsdp and context, those of text and sound over fsdp.

@@ -78,7 +78,7 @@ def test_slices_of_stacks_move_slices(programs):
 @pytest.mark.parametrize(("name", "fsdp"), [("v5e", 8), ("7x", 4)])
 def test_libtpu(name, fsdp):
     """``golden/make_tpu_hlo.py``: six layers of three products, forward, recomputed and backward. v5e spreads its
-    gathers over several fusions and writes reduce-scatters as all-reduces with a slice; 7x gives its to the SparseCore."""
+    gathers over several fusions and writes reduce-scatters as all-reduces with a slice; 7x uses the SparseCore."""
     text = gzip.decompress((GOLDEN / f"tpu_{name}.hlo.gz").read_bytes()).decode()
     count = hlo.analyse(text, {"fsdp": fsdp, "context": 2})
     found = exchanges(count)
