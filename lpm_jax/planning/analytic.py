@@ -4,7 +4,7 @@ Counted per device, ``T`` tokens of ``D`` numbers (16 bits) in a layer, ``P`` th
 
     stored      weights and average, moments of the optimiser, 32 bits each, cut as declared (exact)
     saved       what rematerialisation keeps of each block, in units of ``T D`` (SAVED), and each pair's input
-    working     the pair at hand: weights gathered, the next pair's with them, their gradients; WORKING x ``T D``
+    working     the pair at hand: its weights gathered, WORKING x ``T D``
     gradients   32 bits each, cut as the weights, and their 16-bit copy
 
     gather      P forward, P backward; scatter  P of gradients: over fsdp x ring x context
@@ -12,8 +12,8 @@ Counted per device, ``T`` tokens of ``D`` numbers (16 bits) in a layer, ``P`` th
     context     four all-to-alls of ``T D`` a block and pass, keys of the cache with them
     ring        keys and values once around a block and pass, twice backward
 
-A pass is forward, recomputation or backward. SAVED and WORKING are fitted to what libtpu allocated for ``lpm_17b``
-(docs/planning.md has the comparison); nothing else here is fitted.
+A pass is forward, recomputation or backward. WORKING and TRAFFIC are fitted to what libtpu made of ``lpm_17b``
+(docs/planning.md has the comparison), SAVED and RECOMPUTED are counted in ``models/dit.py``; nothing else is fitted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lpm_jax.config import Config
 from lpm_jax.models import conditions
 from lpm_jax.planning.hlo import Collective, Count
 from lpm_jax.planning.memory import Memory
-from lpm_jax.planning.programs import CHUNK, model_flops
+from lpm_jax.planning.programs import CHUNK, attention_flops, model_flops
 from lpm_jax.planning.traffic import Traffic
 
 #: Arrays of ``T D`` that stay of each block; of ``"dots"`` also the hidden units, ``ffn / D``.
@@ -36,7 +36,9 @@ SAVED = {"none": 24.0, "dots": 8.0, "names": 2.0, "offload": 0.0, "full": 0.0}
 HOST = {"offload": 2.0}
 #: Share of the forward pass that is computed again.
 RECOMPUTED = {"none": 0.0, "dots": 0.5, "names": 0.6, "offload": 0.6, "full": 1.0}
-WORKING = 90.0  # arrays of ``T D`` while a pair of blocks is differentiated
+WORKING = 100.0  # arrays of ``T D`` while a pair of blocks is differentiated
+TRAFFIC = 450.0  # arrays of ``T D`` read and written by a pair of blocks in one pass
+KERNEL = 1.5  # forward passes of self-attention that a flash kernel's gradient computes again
 MOMENTS = {"adamw": 2, "muon": 1}
 
 
@@ -99,7 +101,7 @@ def memory(config: Config, stage: str, sizes: dict[str, int], limit: float) -> M
         train = config.train
         kept = SAVED[train.remat] + (config.dit.ffn / config.dit.width if train.remat == "dots" else 0)
         saved = (1 + 2 * kept) * share.layer * share.pairs
-        working = WORKING * share.layer + 2 * share.pair * 3
+        working = WORKING * share.layer + 2 * share.pair
         gradients = (4 * (2 if train.accumulate > 1 else 1) + 2) * share.stored
         temporaries = saved + working + gradients
         moments = MOMENTS.get(train.optimizer, 2)
@@ -127,7 +129,8 @@ def count(config: Config, stage: str, sizes: dict[str, int]) -> Count:
         found.flops["bf16"] = round(needed)
     else:
         again, passes, micro = RECOMPUTED[config.train.remat], 1, config.train.accumulate
-        found.flops["bf16"] = round(needed * (3 + again) / 3)
+        flash = KERNEL * attention_flops(config, stage) / math.prod(sizes.values())
+        found.flops["bf16"] = round(needed * (3 + again) / 3 + flash)
     blocks = 2 * share.pairs
 
     def add(kind: str, axes: tuple[str, ...], size: float, times: float) -> None:
@@ -157,10 +160,9 @@ def count(config: Config, stage: str, sizes: dict[str, int]) -> Count:
 
 
 def _traffic(config: Config, stage: str, sizes: dict[str, int], share: Shares, rounds: int, again: float) -> Traffic:
-    """Weights once a pass, some forty ``T D`` of activations a block and pass, the cache where there is one; the
-    optimiser's numbers twice."""
+    """Weights and activations once a pass, the cache where there is one; the optimiser's numbers twice."""
     passes = rounds * (1 if stage == CHUNK else 2 + again)
-    moved = passes * share.pairs * (2 * share.pair + 80 * share.layer)
+    moved = passes * share.pairs * (2 * share.pair + TRAFFIC * share.layer)
     if stage == CHUNK:
         return Traffic(round(moved + 2 * rounds * memory(config, stage, sizes, 0).arguments["cache"]))
     moments = 2 + MOMENTS.get(config.train.optimizer, 2)

@@ -84,13 +84,24 @@ def model_flops(config: Config, stage: str) -> int:
     """Operations that a step needs, on all devices: forward passes, and twice as much for gradients; recomputing is not
     counted, and attention is counted where it is allowed (references see only references)."""
     work = workload(config, stage)
-    whole = flops.total(flops.costs(config.dit, work)).flops
-    if stage == CHUNK:
-        return len(config.stream.levels) * whole
-    tokens = work.height * work.width
-    unseen = 4 * work.batch * work.references * work.frames * tokens**2 * config.dit.width * config.dit.depth
-    if stage == "online.causal":  # block-causal, and a second pass with the noise levels swapped
+    tokens, frames = work.height * work.width, work.frames + work.references
+    dense = 4 * work.batch * frames * (frames + work.context) * tokens**2 * config.dit.width * config.dit.depth
+    linear = flops.total(flops.costs(config.dit, work)).flops - dense
+    passes = len(config.stream.levels) if stage == CHUNK else 6 if causal(stage) else 3
+    return passes * (linear + attention_flops(config, stage))
+
+
+def causal(stage: str) -> bool:
+    """Whether a stage is block-causal and passes twice, the second time with the noise levels swapped."""
+    return stage == "online.causal"
+
+
+def attention_flops(config: Config, stage: str) -> int:
+    """Operations of self-attention in one forward pass, where frames see each other."""
+    work = workload(config, stage)
+    seen = work.frames * (work.frames + work.context)
+    if causal(stage):
         chunks = math.ceil(work.frames / config.stream.chunk)
-        video = 4 * work.batch * (work.frames * tokens) ** 2 * config.dit.width * config.dit.depth
-        return 6 * (whole - unseen - round(video * (1 - (chunks + 1) / (2 * chunks))))
-    return 3 * (whole - unseen)
+        seen = round(seen * (chunks + 1) / (2 * chunks))
+    pairs = seen + work.frames * work.references + work.references**2
+    return 4 * work.batch * pairs * (work.height * work.width) ** 2 * config.dit.width * config.dit.depth
