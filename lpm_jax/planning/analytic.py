@@ -4,8 +4,8 @@ Counted per device, ``T`` tokens of ``D`` numbers (16 bits) in a layer, ``P`` th
 
     stored      weights and average, moments of the optimiser, 32 bits each, cut as declared (exact)
     saved       what rematerialisation keeps of each block, in units of ``T D`` (SAVED), and each pair's input
-    working     the pair at hand: its weights gathered, WORKING x ``T D``
-    gradients   32 bits each, cut as the weights, and their 16-bit copy
+    working     the pair at hand: WORKING x ``T D``, or its weights gathered and their gradients if these are more
+    gradients   16 bits each, cut as the weights, and sums of 32 bits where microbatches are added up
 
     gather      P forward, P backward; scatter  P of gradients: over fsdp x ring x context
     tensor      all-reduces of ``T D``: 3.5 a block forward and recomputed, 4.75 backward (Shoeybi et al., 1909.08053)
@@ -36,7 +36,7 @@ SAVED = {"none": 24.0, "dots": 8.0, "names": 2.0, "offload": 0.0, "full": 0.0}
 HOST = {"offload": 2.0}
 #: Share of the forward pass that is computed again.
 RECOMPUTED = {"none": 0.0, "dots": 0.5, "names": 0.6, "offload": 0.6, "full": 1.0}
-WORKING = 100.0  # arrays of ``T D`` while a pair of blocks is differentiated
+WORKING = 85.0  # arrays of ``T D`` while a pair of blocks is differentiated
 TRAFFIC = 450.0  # arrays of ``T D`` read and written by a pair of blocks in one pass
 KERNEL = 1.5  # forward passes of self-attention that a flash kernel's gradient computes again
 MOMENTS = {"adamw": 2, "muon": 1}
@@ -101,21 +101,21 @@ def memory(config: Config, stage: str, sizes: dict[str, int], limit: float) -> M
         train = config.train
         kept = SAVED[train.remat] + (config.dit.ffn / config.dit.width if train.remat == "dots" else 0)
         saved = (1 + 2 * kept) * share.layer * share.pairs
-        working = WORKING * share.layer + 2 * share.pair
-        gradients = (4 * (2 if train.accumulate > 1 else 1) + 2) * share.stored
+        working = max(WORKING * share.layer, 4 * share.pair)
+        gradients = (2 if train.accumulate == 1 else 6) * share.stored
         temporaries = saved + working + gradients
         moments = MOMENTS.get(train.optimizer, 2)
         given = {"weights": 4 * share.stored, "average": 4 * share.stored, "optimiser": 4 * moments * share.stored}
         donated = sum(given.values())
     total = sum(given.values()) + temporaries
     whole = {name: round(value) for name, value in given.items()}
-    return Memory(whole, round(temporaries), 0, round(donated), 0, round(total), int(limit))
+    return Memory(whole, round(temporaries), round(donated), 0, round(total), int(limit))
 
 
 def instead(config: Config, stage: str, sizes: dict[str, int], compiled: Memory) -> Memory:
     """``compiled`` of simulated CPU devices with these estimates in place of what only that compiler allocates."""
     guess = memory(config, stage, sizes, compiled.limit)
-    total = sum(compiled.arguments.values()) + compiled.outputs + guess.temporaries
+    total = sum(compiled.arguments.values()) + guess.temporaries
     return compiled._replace(temporaries=guess.temporaries, code=0, total=total)
 
 

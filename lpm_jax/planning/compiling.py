@@ -35,7 +35,7 @@ def plan(config: Config, stage: str, where: Topology, devices: list[Any]) -> Pla
     limit = where.chip.hbm
     made = Plan(
         where, config.name, stage, dict(mesh.shape), settings(config, stage),
-        memory.Memory({}, 0, 0, 0, 0, 0, int(limit)), programs.model_flops(config, stage),
+        memory.Memory({}, 0, 0, 0, 0, int(limit)), programs.model_flops(config, stage),
     )  # fmt: skip
     began = time.perf_counter()
     try:

@@ -104,12 +104,12 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "unit": "bytes per device",
             "arguments": memory.arguments,
             "temporaries": memory.temporaries,
-            "outputs": memory.outputs,
             "aliased": memory.aliased,
             "code": memory.code,
             "total": memory.total,
             "limit": memory.limit,
             "compiled": memory.compiled,
+            "stated_by_compiler": memory.stated,
         },
         "model_flops": plan.model_flops,
         "compile_seconds": round(plan.seconds, 1),
@@ -185,9 +185,14 @@ def table(plan: Plan, most: int = 12) -> str:
     lines = [f"{plan.model} {plan.stage} on {topology.name} ({topology.chips} chips): {how}, {plan.seconds:.0f} s"]
     lines += [f"mesh {mesh}; {settings}", "", verdict(memory), ""]
     parts = [*memory.arguments.items(), ("activations, gradients, scratch", memory.temporaries)]
-    parts += [("results apart from arguments", memory.outputs), ("program", memory.code)]
+    parts += [("program", memory.code)]
     cells = [("memory per device", "")] + [(name, size(value)) for name, value in parts if value]
-    lines += columns([*cells, ("in all", size(memory.total)), ("of it donated (aliased)", size(memory.aliased))], (0,))
+    lines += columns(
+        [*cells, ("in all", size(memory.total)), ("arguments donated (aliased)", size(memory.aliased))], (0,)
+    )
+    if "cache" in memory.arguments and memory.compiled:
+        in_place = "in place" if memory.aliased >= memory.arguments["cache"] else "NOT in place: there are two"
+        lines.append(f"the cache is updated {in_place}")
     if plan.count is None or plan.roofline is None:
         return "\n".join([*lines, "", "not compiled, so products, traffic and collectives are not known"])
     count = plan.count
