@@ -88,8 +88,14 @@ def main() -> int:
 
 def run(args: argparse.Namespace, config: Config, where: topology.Topology, command: str) -> int:
     """Compiles and reports. Status 0 whether it fits or not: the report says."""
+    from lpm_jax import sharding
+    from lpm_jax.nn.remat import POLICIES
     from lpm_jax.planning import compiling, report, sweep
 
+    if config.train.remat not in POLICIES:
+        raise InputError(f"train.remat: expected one of {', '.join(POLICIES)}, found {config.train.remat!r}")
+    if not args.sweep:
+        sharding.mesh_shape(config.mesh, where.devices)
     devices = topology.devices(where)
 
     def compile(config: Config) -> report.Plan:

@@ -19,12 +19,13 @@ A pass is forward, recomputation or backward. WORKING and TRAFFIC are fitted to 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
 
 from lpm_jax import flops, sharding
-from lpm_jax.config import Config
+from lpm_jax.config import Config, MeshConfig, TrainConfig
 from lpm_jax.models import conditions
 from lpm_jax.planning.hlo import Collective, Count
 from lpm_jax.planning.memory import Memory
@@ -58,16 +59,23 @@ class Shares:
         return 2 * self.tokens * self.width
 
 
+@functools.lru_cache(maxsize=4)
+def _weights(config: Config) -> list[tuple[tuple[int, ...], tuple[str | None, ...]]]:
+    """Shapes and declared axes of all weights."""
+    axes = conditions.axes(config)
+    found = jax.tree_util.tree_leaves_with_path(conditions.abstract(config))
+    return [(leaf.shape, sharding.axes_of(axes, path, len(leaf.shape))) for path, leaf in found]
+
+
 def _stored(config: Config, sizes: dict[str, int], gathered: bool) -> float:
     """Numbers of all weights on one device; ``gathered``: cut over heads and hidden units only."""
-    axes, total = conditions.axes(config), 0.0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(conditions.abstract(config)):
-        names = sharding.axes_of(axes, path, len(leaf.shape))
+    total = 0.0
+    for shape, names in _weights(dataclasses.replace(config, train=TrainConfig(), mesh=MeshConfig())):
         if gathered:
             names = tuple(None if name in sharding.STORED else name for name in names)
-        spec = sharding.spec(names, leaf.shape, sizes)
+        spec = sharding.spec(names, shape, sizes)
         cut = [a for part in spec if part for a in ((part,) if isinstance(part, str) else part)]
-        total += math.prod(leaf.shape) / math.prod(sizes[a] for a in cut)
+        total += math.prod(shape) / math.prod(sizes[a] for a in cut)
     return total
 
 

@@ -187,9 +187,10 @@ def table(plan: Plan, most: int = 12) -> str:
     parts = [*memory.arguments.items(), ("activations, gradients, scratch", memory.temporaries)]
     parts += [("program", memory.code)]
     cells = [("memory per device", "")] + [(name, size(value)) for name, value in parts if value]
-    lines += columns(
-        [*cells, ("in all", size(memory.total)), ("arguments donated (aliased)", size(memory.aliased))], (0,)
-    )
+    cells.append(("in all", size(memory.total)))
+    if memory.compiled:
+        cells.append(("arguments donated (aliased)", size(memory.aliased)))
+    lines += columns(cells, (0,))
     if "cache" in memory.arguments and memory.compiled:
         in_place = "in place" if memory.aliased >= memory.arguments["cache"] else "NOT in place: there are two"
         lines.append(f"the cache is updated {in_place}")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from jax.sharding import AbstractMesh
 
 from lpm_jax import sharding
 from lpm_jax.config import Config, MeshConfig
@@ -61,20 +62,13 @@ def middle(line: Any) -> float:
     return (line.overlapped + line.serial) / 2
 
 
-class _Sizes:
-    """A mesh as far as :func:`sharding.check` looks at one."""
-
-    def __init__(self, shape: dict[str, int]):
-        self.shape = shape
-
-
 def estimate(candidate: Candidate, config: Config, stage: str, where: Topology) -> None:
     """Fills in memory and time, or the reason why not."""
     sizes = candidate.mesh
     config = changed(candidate, config)
     batch = sizes["fsdp"] * sizes["replica"] if stage == CHUNK else config.train.batch // config.train.accumulate
     try:
-        sharding.check(_Sizes(sizes), config.dit, batch, math.prod(config.grid))
+        sharding.check(AbstractMesh(tuple(sizes.values()), tuple(sizes)), config.dit, batch, math.prod(config.grid))
     except InputError as error:
         candidate.reason = str(error)
         return
