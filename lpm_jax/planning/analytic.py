@@ -12,7 +12,7 @@ Counted per device, ``T`` tokens of ``D`` numbers (16 bits) in a layer, ``P`` th
     context     four all-to-alls of ``T D`` a block and pass, keys of the cache with them
     ring        keys and values once around a block and pass, twice backward
 
-A pass is forward, recomputation or backward. WORKING and TRAFFIC are fitted to what libtpu made of ``lpm_17b``
+A pass is forward, recomputation or backward. WORKING, FORWARD and BACKWARD are fitted to what libtpu made of ``lpm_17b``
 (docs/planning.md has the comparison), SAVED and RECOMPUTED are counted in ``models/dit.py``; nothing else is fitted.
 """
 
@@ -38,7 +38,8 @@ HOST = {"offload": 2.0}
 #: Share of the forward pass that is computed again.
 RECOMPUTED = {"none": 0.0, "dots": 0.5, "names": 0.6, "offload": 0.6, "full": 1.0}
 WORKING = 85.0  # arrays of ``T D`` while a pair of blocks is differentiated
-TRAFFIC = 450.0  # arrays of ``T D`` read and written by a pair of blocks in one pass
+FORWARD, BACKWARD = 140.0, 1070.0  # arrays of ``T D`` read and written by a pair of blocks in one pass
+RING = 12.0  # bytes of a logit's way to memory and back, in a pass of ring attention: XLA's, not a kernel's
 KERNEL = 1.5  # forward passes of self-attention that a flash kernel's gradient computes again
 MOMENTS = {"adamw": 2, "muon": 1}
 
@@ -169,8 +170,12 @@ def count(config: Config, stage: str, sizes: dict[str, int]) -> Count:
 
 def _traffic(config: Config, stage: str, sizes: dict[str, int], share: Shares, rounds: int, again: float) -> Traffic:
     """Weights and activations once a pass, the cache where there is one; the optimiser's numbers twice."""
-    passes = rounds * (1 if stage == CHUNK else 2 + again)
-    moved = passes * share.pairs * (2 * share.pair + TRAFFIC * share.layer)
+    forward, backward = (1.0, 0) if stage == CHUNK else (1 + again, 1)
+    moved = (forward + backward) * 2 * share.pair + (forward * FORWARD + backward * BACKWARD) * share.layer
+    moved *= rounds * share.pairs
+    if sizes["ring"] > 1:
+        logits = attention_flops(config, stage) / (4 * config.dit.head_dim) / math.prod(sizes.values())
+        moved += RING * logits * (forward + 2 * backward) * (rounds if stage == CHUNK else 1)
     if stage == CHUNK:
         return Traffic(round(moved + 2 * rounds * memory(config, stage, sizes, 0).arguments["cache"]))
     moments = 2 + MOMENTS.get(config.train.optimizer, 2)
