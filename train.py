@@ -1,6 +1,7 @@
 """Train a stage: ``train.py CONFIG --stage NAME --workdir DIR [--train.steps 100 ...]``; ``--stage all`` is the recipe.
 
-A run that was stopped goes on where it was: the same command resumes from its newest checkpoint.
+A run that was stopped goes on where it was: the same command resumes from its newest checkpoint. SIGTERM or Ctrl-C save
+first and exit with status 75. Several hosts, what is logged and the rest: docs/training.md.
 """
 
 import argparse
@@ -17,6 +18,7 @@ def main() -> None:
         "--stage", required=True, help="vae, base.speak, base.listen, base.identity, online.causal, all"
     )
     parser.add_argument("--workdir", required=True, type=Path, help="where checkpoints, curves and sheets go")
+    parser.add_argument("--distributed", action="store_true", help="one of several processes (Slurm and GKE are seen)")
     args, rest = parser.parse_known_args()
     config = load_config(args.config)
     stages = list(config.stages) if args.stage == "all" else [args.stage]
@@ -25,6 +27,9 @@ def main() -> None:
         raise InputError(
             f"--data {runs[0][1].data}: expected a folder made by 'python -m data_pipeline.performers', found none"
         )
+    from lpm_jax import distributed
+
+    distributed.initialize(args.distributed)
     from lpm_jax.training import stages as recipes
 
     for stage, stage_config in runs:

@@ -3,6 +3,9 @@
 ``pixel_batches`` feeds the autoencoder: a clip is decoded once and gives several short crops. ``latent_batches`` feeds
 the diffusion stages from a cache of latents (``data_pipeline/latents.py``), whose windows carry everything a
 conditioning branch reads. Both are seeded, shuffled, endless, and their iterators save and restore their position.
+
+The order is that of one global stream. Where several processes train together, each is given the ``rows`` of every
+global batch that it holds, and loads those: together they see what one process would, in the same places.
 """
 
 from __future__ import annotations
@@ -79,17 +82,57 @@ class Crops(grain.transforms.RandomMap):
         return {"video": np.stack(video), "weights": np.stack(weight)}
 
 
+class Rows(grain.MapDataset):
+    """Of every ``batch`` elements of ``parent`` only ``rows``, in their order."""
+
+    def __init__(self, parent: grain.MapDataset, batch: int, rows: tuple[int, ...]):
+        super().__init__(parent)
+        self.whole, self.rows = batch, rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self.whole * len(self.rows)
+
+    def __getitem__(self, index: int | slice):
+        if isinstance(index, slice):
+            return self.slice(index)
+        which, place = divmod(index, len(self.rows))
+        return self._parent[which * self.whole + self.rows[place]]
+
+
+def _rows(data: grain.MapDataset, batch: int, rows: tuple[int, ...] | None) -> tuple[grain.MapDataset, int]:
+    """The elements that this process loads, and how many there are in its part of a batch."""
+    if rows is None or rows == tuple(range(batch)):
+        return data, batch
+    return Rows(data, batch, rows), len(rows)
+
+
 def _join(batch: list[dict]) -> dict:
     return {key: np.concatenate([item[key] for item in batch]) for key in batch[0]}
 
 
 def pixel_batches(
-    source, *, batch: int, count: int, side: int, latents: int, weights: RegionWeights, seed: int, threads: int
+    source,
+    *,
+    batch: int,
+    count: int,
+    side: int,
+    latents: int,
+    weights: RegionWeights,
+    seed: int,
+    threads: int,
+    rows: tuple[int, ...] | None = None,
 ) -> grain.IterDataset:
-    """Endless batches of ``batch`` crops for the autoencoder."""
+    """Endless batches of ``batch`` crops for the autoencoder, ``count`` from each clip; of ``rows`` of them if given,
+    which must be those of whole clips."""
     data = grain.MapDataset.source(source).seed(seed).shuffle().repeat(EPOCHS)
     data = data.random_map(Crops(count, side, latents, weights))
-    data = data.batch(max(batch // count, 1), batch_fn=_join)
+    clips = None
+    if rows is not None:
+        clips = tuple(sorted({row // count for row in rows}))
+        if len(rows) != count * len(clips):
+            raise ValueError(f"expected rows of whole clips of {count} crops, found {len(rows)} rows of {len(clips)}")
+    data, size = _rows(data, max(batch // count, 1), clips)
+    data = data.batch(size, batch_fn=_join)
     return data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
 
 
@@ -135,6 +178,7 @@ class Window(grain.transforms.RandomMap):
             "reference_valid": np.array([rng.random() < self.first_frame, True, kinds[extra] >= 0]),
             "text": clip["text"],
             "weights": weight[window],
+            "kind": clip["kind"],
         }
         if not self.extra:
             out |= {name: out[name][:2] for name in ("references", "reference_kinds", "reference_valid")}
@@ -149,10 +193,13 @@ class Window(grain.transforms.RandomMap):
         return np.full((1, mel.shape[1]), SILENCE, mel.dtype)
 
 
-def latent_batches(source, window: Window, *, batch: int, seed: int, threads: int) -> grain.IterDataset:
-    """Endless batches of windows for the diffusion stages."""
-    data = grain.MapDataset.source(source).seed(seed).shuffle().repeat(EPOCHS).random_map(window).batch(batch)
-    return data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch))
+def latent_batches(
+    source, window: Window, *, batch: int, seed: int, threads: int, rows: tuple[int, ...] | None = None
+) -> grain.IterDataset:
+    """Endless batches of ``batch`` windows for the diffusion stages; of ``rows`` of them if given."""
+    data = grain.MapDataset.source(source).seed(seed).shuffle().repeat(EPOCHS).random_map(window)
+    data, size = _rows(data, batch, rows)
+    return data.batch(size).to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * size))
 
 
 SILENCE = (np.log(1e-4) + 3.0) / 6.0  # models/audio.py: log-mel of no sound

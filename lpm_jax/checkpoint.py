@@ -1,8 +1,6 @@
-"""Saved state: Orbax checkpoints of a run, and safetensors directories of finished models.
+"""Finished models: directories with ``config.json`` and safetensors files, parsed without executing anything.
 
-A run's checkpoint holds parameters, average, optimiser, step and the data iterator together, written aside and renamed
-by Orbax, so that a killed run resumes with the batch it would have seen next. A finished model is a directory with
-``config.json`` and safetensors files: parsed without executing anything.
+What a run saves on its way is in ``training/resume.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
@@ -21,17 +18,6 @@ from lpm_jax.errors import InputError
 from lpm_jax.tensors import flatten, unflatten
 
 SHARD_BYTES = 14 * 2**20  # committed weights: at most 15 MiB a file
-
-
-def checkpointer(directory: Path, keep: int) -> ocp.training.Checkpointer:
-    """An Orbax v1 checkpointer that keeps the newest ``keep`` steps; the caller decides when to save."""
-    policies = ocp.training
-    return policies.Checkpointer(
-        Path(directory).absolute(),
-        save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
-        preservation_policy=policies.preservation_policies.LatestN(keep),
-        cleanup_tmp_directories=True,
-    )
 
 
 def save_weights(directory: str | Path, name: str, params: dict, dtype: Any = None) -> list[Path]:

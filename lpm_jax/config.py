@@ -260,14 +260,18 @@ class TrainConfig:
     log_every: int = 20
     save_every: int = 250
     validate_every: int = 500
-    keep: int = 2
+    keep: int = 2  # the newest so many checkpoints stay
+    keep_every: int = 0  # and, for ever, those of steps that this divides; 0: none
+    profile_at: int = 0  # trace three steps from this one on; 0: never (SIGUSR1 asks for a trace at any time)
     # Weights of picture regions in the loss, relative to 1 elsewhere.
     mouth: float = 4.0
     eyes: float = 2.5
     face: float = 1.5
     crop: int = 64  # vae: side of the training crops, pixels
     crops_per_clip: int = 4
-    init: str = ""  # start from this stage's weights instead of the one before; "scratch" for none
+    # Start from this stage's weights instead of the one before's; STAGE@STEP or STAGE@latest: from the average in its
+    # checkpoint; "scratch": from none.
+    init: str = ""
     dtype: str = "float32"  # of the computation; weights and optimiser stay float32
     accumulate: int = 1  # microbatches of a step, one after the other
     remat: str = (

@@ -1,7 +1,7 @@
 """Errors a user caused, and how the command-line doors report them.
 
-Exit status: 0 done, 2 bad input, 1 any other failure, 130 interrupted from the keyboard. Either way one line on stderr;
-``LPM_DEBUG=1`` in the environment adds the traceback.
+Exit status: 0 done, 2 bad input, 1 any other failure, 75 stopped by a signal and saved (the same command goes on), 130
+interrupted from the keyboard. Either way one line on stderr; ``LPM_DEBUG=1`` in the environment adds the traceback.
 """
 
 from __future__ import annotations
@@ -14,9 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+PAUSED = 75  # EX_TEMPFAIL: "temporary failure; the user is invited to retry"
+
 
 class InputError(ValueError):
     """Bad input. The message is one line: the file or option, what was expected and what was found."""
+
+
+class Paused(Exception):
+    """Work that was asked to stop, saved itself and goes on when the same command is given again."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -41,6 +47,9 @@ def run_door(main: Callable[[], int | None]) -> NoReturn:
         _debug()
         print(f"{door}: error: {one_line(error)}", file=sys.stderr)
         status = 2
+    except Paused as pause:
+        print(f"{door}: {one_line(pause)}", file=sys.stderr)
+        status = PAUSED
     except KeyboardInterrupt:
         print(f"{door}: interrupted", file=sys.stderr)
         status = 130

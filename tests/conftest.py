@@ -12,9 +12,9 @@ from jaxtyping import install_import_hook
 # Every annotated function of these modules checks its arguments' and results' shapes and types while tests run.
 MODULES = (
     "nn models streaming flow checkpoint config sharding convert convert_files convert_parts mapping tensors flops "
-    "scaling"
+    "scaling distributed planning compilation"
 )
-TRAINING = "flow_matching latents loop stages state validation vae"
+TRAINING = "curves flow_matching latents loop observe profiler resume signals stages state step validation vae"
 CHECKED = [f"lpm_jax.{name}" for name in MODULES.split()]
 CHECKED += [f"lpm_jax.training.{name}" for name in TRAINING.split()]
 CHECKED += ["data_pipeline.loader", "data_pipeline.video"]

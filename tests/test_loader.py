@@ -33,6 +33,7 @@ def make_clip(number: int = 0) -> dict[str, np.ndarray]:
         "mouth": np.zeros((CLIP, 4, 4), bool),
         "eyes": np.zeros((CLIP, 4, 4), bool),
         "face": np.zeros((CLIP, 4, 4), bool),
+        "kind": np.int32(number % 4),
     }
 
 
@@ -195,13 +196,15 @@ class Clips:
         return "Clips"
 
 
-def make_latent(seed: int = 0):
+def make_latent(seed: int = 0, batch: int = 2, rows=None):
     window = Window(LATENTS, HISTORY, RegionWeights(), 0.5, 0.5)
-    return latent_batches(Clips(), window, batch=2, seed=seed, threads=2)
+    return latent_batches(Clips(), window, batch=batch, rows=rows, seed=seed, threads=2)
 
 
-def make_pixel(seed: int = 0):
-    return pixel_batches(Squares(), batch=4, count=2, side=16, latents=2, weights=RegionWeights(), seed=seed, threads=2)
+def make_pixel(seed: int = 0, batch: int = 4, rows=None):
+    return pixel_batches(
+        Squares(), batch=batch, rows=rows, count=2, side=16, latents=2, weights=RegionWeights(), seed=seed, threads=2
+    )
 
 
 @pytest.mark.parametrize("make", [make_latent, make_pixel])
@@ -219,6 +222,29 @@ def test_batches_are_seeded_and_resumable(make):
     assert any((a[key] != b[key]).any() for a, b in zip(first + rest, different, strict=True))
 
 
+@pytest.mark.parametrize("make", [make_latent, make_pixel])
+@pytest.mark.parametrize("shares", [
+    [(0, 1, 2, 3), (4, 5, 6, 7)],
+    [(0, 1, 4, 5), (2, 3, 6, 7)],  # as devices of a host may lie in a mesh
+    [(0, 1, 2, 3, 4, 5, 6, 7)] * 2,  # processes that hold the same rows
+])  # fmt: skip
+def test_processes_together_read_the_batches_of_one(make, shares):
+    """Each in its place: the same records, and the same random draws."""
+    whole = iter(make(batch=8))
+    parts = [iter(make(batch=8, rows=rows)) for rows in shares]
+    for n in range(4):
+        expected, found = next(whole), [next(part) for part in parts]
+        for rows, part in zip(shares, found, strict=True):
+            for key, value in part.items():
+                np.testing.assert_array_equal(value, expected[key][list(rows)])
+        assert [part.get_state() for part in parts] == [whole.get_state()] * 2, n  # a position fits every process
+
+
+def test_half_a_clip_cannot_be_read():
+    with pytest.raises(ValueError, match="expected rows of whole clips of 2 crops, found 3 rows of 2"):
+        make_pixel(rows=(0, 1, 2))
+
+
 def test_batches_visit_every_clip_in_an_epoch():
     iterator = iter(make_latent())
     numbers = np.concatenate([batch["text"][:, 1] for batch in take(iterator, 10)])
@@ -230,4 +256,5 @@ def test_batch_shapes():
     batch = next(iter(make_latent()))
     assert batch["latents"].shape == (2, LATENTS, 4, 4, 2)
     assert batch["speak"].shape == (2, HISTORY + 4 * LATENTS, 3)
+    assert batch["kind"].tolist() == [n % 4 for n in batch["text"][:, 1]]
     assert next(iter(make_pixel()))["video"].shape == (4, 5, 16, 16, 3)

@@ -24,14 +24,17 @@ KINDS = (
 )  # fmt: skip
 #: Custom calls that compute nothing.
 NOTHING = re.compile(
-    r"AllocateBuffer|AsyncCollective|ConcatBitcast|ReshapeBitcast|Sharding|SPMD|annotate_device_placement|MoveTo(Host|Device)"
-    r"|Pin|Unpin|Barrier|CreateBuffer|PrepareAsyncCall|AssumeGatherIndicesInBound|LayoutConstraint|InspectSharding"
+    r"AllocateBuffer|AsyncCollective|ConcatBitcast|ReshapeBitcast|Sharding|SPMD|annotate_device_placement|MoveTo(Host|"
+    r"Device)|Pin|Unpin|Barrier|CreateBuffer|PrepareAsyncCall|AssumeGatherIndicesInBound|LayoutConstraint"
 )
+
+#: The label of all-reduces that gather, which libtpu prefers for groups of a whole slice.
+GATHERS = "gathers, written as all-reduce"
 
 
 class Collective(NamedTuple):
-    """One instruction that exchanges data. ``bytes`` is the whole array of a group, as one device sees it: what an
-    all-gather or a broadcast makes, what a reduction or an all-to-all starts from on each device, what a permute sends."""
+    """One instruction that exchanges data. ``bytes`` is the whole array as one device sees it: what an all-gather
+    makes, what a reduction or an all-to-all starts from on each device, what a permute sends."""
 
     kind: str
     axes: tuple[str, ...]
@@ -143,8 +146,8 @@ class _Walk:
                 target = (instruction.attribute("custom_call_target") or "").strip('"')
                 if not NOTHING.search(target):
                     shapes = [computation.instructions[name].kind for name in instruction.operands]
-                    kernel = Kernel(target, instruction.label, tuple(leaves(tuple(shapes))), tuple(leaves(instruction.kind)))
-                    count.kernels[kernel] += 1
+                    operands, results = tuple(leaves(tuple(shapes))), tuple(leaves(instruction.kind))
+                    count.kernels[Kernel(target, instruction.label, operands, results)] += 1
 
     def collective(self, computation: Computation, instruction: Instruction) -> Collective | None:
         """The collective, or None where nothing moves: groups of one, and later parts of a chain.
@@ -170,7 +173,21 @@ class _Walk:
         widened = self.widened and dtype == "f32" and self.meant_narrow(computation, instruction)
         if widened:
             dtype, moved = "bf16", moved // 2
-        return Collective(kind, axes, n, moved, dtype, instruction.name, instruction.label, widened)
+        label = instruction.label
+        if kind == "all-reduce" and all(self.placed(computation, operand.name) for operand in operands):
+            label = GATHERS
+        return Collective(kind, axes, n, moved, dtype, instruction.name, label, widened)
+
+    def placed(self, computation: Computation, name: str) -> bool:
+        """Whether an array is a device's part placed among zeros: summed, it is gathered."""
+        producer = computation.instructions[name]
+        while producer.opcode in ("bitcast", "copy", "fusion"):
+            if producer.opcode == "fusion":
+                computation = self.module.computations[producer.attribute("calls")]
+                producer = computation.root
+            else:
+                producer = computation.instructions[producer.operands[0]]
+        return producer.opcode == "dynamic-update-slice"
 
     def meant_narrow(self, computation: Computation, instruction: Instruction) -> bool:
         """Whether a float32 collective of the CPU compiler carries 16-bit values."""

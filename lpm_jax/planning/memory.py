@@ -1,9 +1,11 @@
 """Memory of one device: what its arguments are, by their place in the tree, and what the compiler needs besides.
 
-    weights, average, optimiser      of a training state
-    cache, stream                    of a streaming state: keys and values; everything else it carries
-    batch, sound                     what each step is given
-    temporaries                      activations, gathered weights, gradients, scratch: whatever the compiler allocates
+A training state is weights, average and optimiser; a streaming state is the cache (keys and values) and the rest of the
+stream; each step is given a batch, or sound. Temporaries are what there is besides at the fullest moment: activations,
+gathered weights, gradients, scratch.
+
+The whole is the compiler's own peak where it states one. ``argument + temp`` of ``memory_analysis()`` is more: it
+counts donated arguments, and what takes their place, twice.
 """
 
 from __future__ import annotations
@@ -31,12 +33,12 @@ class Memory(NamedTuple):
 
     arguments: dict[str, int]
     temporaries: int
-    outputs: int  # that are no argument's buffer
-    aliased: int
+    aliased: int  # of arguments, by results
     code: int
     total: int
     limit: int
     compiled: bool = True
+    stated: dict[str, int] = {}  # what the compiler said, by its own names
 
     @property
     def fits(self) -> bool:
@@ -60,17 +62,24 @@ def arguments(program: Program) -> dict[str, int]:
     return dict(found)
 
 
+STATED = ("argument", "output", "alias", "temp", "generated_code", "host_argument", "host_temp")
+
+
 def measured(program: Program, compiled: Any, limit: float) -> Memory:
     """What ``compiled.memory_analysis()`` says of a program that the compiler accepted."""
     stats = compiled.memory_analysis()
+    stated = {name: getattr(stats, f"{name}_size_in_bytes", 0) for name in STATED}
     given = arguments(program)
-    unused = sum(given.values()) - stats.argument_size_in_bytes  # padding makes it smaller, unused arguments larger
-    outputs = max(stats.output_size_in_bytes - stats.alias_size_in_bytes, 0)
-    code = stats.generated_code_size_in_bytes
-    total = stats.argument_size_in_bytes + outputs + stats.temp_size_in_bytes + code
-    if unused < 0:
-        given["padding"] = -unused
-    return Memory(given, stats.temp_size_in_bytes, outputs, stats.alias_size_in_bytes, code, total, int(limit))
+    padding = stated["argument"] - sum(given.values())  # negative where some argument is not used
+    if padding > 0:
+        given["padding"] = padding
+    fresh = max(stated["output"] - stated["alias"], 0)
+    peak = stated["peak"] = getattr(stats, "peak_memory_in_bytes", 0)
+    if peak <= stated["argument"]:  # not stated, or, on CPU, without temporaries
+        peak = stated["argument"] + fresh + stated["temp"]
+    code = stated["generated_code"]
+    besides = max(peak - stated["argument"], 0)
+    return Memory(given, besides, stated["alias"], code, peak + code, int(limit), stated=stated)
 
 
 def exceeded(program: Program, error: BaseException, limit: float) -> Memory | None:
@@ -85,7 +94,7 @@ def exceeded(program: Program, error: BaseException, limit: float) -> Memory | N
             total, allowed = _bytes(found[1], found[2]), _bytes(found[3], found[4])
             break
     given = arguments(program)
-    return Memory(given, max(total - sum(given.values()), 0), 0, 0, 0, total, allowed, compiled=False)
+    return Memory(given, max(total - sum(given.values()), 0), 0, 0, total, allowed, compiled=False)
 
 
 def _bytes(number: str, unit: str) -> int:

@@ -1,4 +1,4 @@
-"""The programs that a plan is made of, from shapes alone: a stage's training step, and the streaming step.
+"""The programs that a plan is made of: a stage's training step and the streaming step, from shapes alone.
 
 Nothing is allocated: arguments are ``ShapeDtypeStruct`` with shardings, weights of 17 B included.
 """
@@ -6,21 +6,16 @@ Nothing is allocated: arguments are ``ShapeDtypeStruct`` with shardings, weights
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
+import math
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-from lpm_jax import sharding
-from lpm_jax.config import Config, TextConfig
+from lpm_jax import flops
+from lpm_jax.config import Config
 from lpm_jax.errors import InputError
-from lpm_jax.models import conditions, vae, wav2vec
-from lpm_jax.models.audio import STRIDE
+from lpm_jax.flops import Workload
 
 CHUNK = "chunk"  # the "stage" that is the streaming step
+KERNELS = {"tpu": "splash", "cpu": "xla"}  # self-attention, by compiler
 
 
 class Program(NamedTuple):
@@ -31,92 +26,82 @@ class Program(NamedTuple):
     labels: tuple[str, ...]  # what each argument is, where its fields do not say
 
 
-def build(config: Config, stage: str, mesh: Mesh) -> Program:
-    """The step of ``stage`` (a training stage, or ``"chunk"``) on ``mesh``."""
-    return chunk(config, mesh) if stage == CHUNK else training(config, stage, mesh)
+def stage_config(config: Config, stage: str, compiler: str) -> Config:
+    """The config that ``stage`` trains or streams with, its attention backend named.
 
-
-def training(config: Config, stage: str, mesh: Mesh) -> Program:
-    """A diffusion stage's training step."""
-    from lpm_jax.training import flow_matching
-    from lpm_jax.training.step import make_program
-
-    if stage == "vae":
-        raise InputError("--stage vae: expected a diffusion stage or chunk: the autoencoder trains on one device")
-    if config.text.umt5:  # frozen, and read beforehand
-        config = dataclasses.replace(config, text=TextConfig(tokens=config.text.tokens, width=config.text.width))
-    train = config.train
-    tokens = (config.size // config.vae.stride // config.dit.patch) ** 2
-    if isinstance(mesh, Mesh):
-        sharding.check(mesh, config.dit, train.batch // train.accumulate, tokens)
-    params = conditions.abstract(config)
-    frozen = {name: jax.tree.map(lambda _, n=name: n == "prior", p) for name, p in params.items()}
-    program = make_program(train, mesh, conditions.axes(config), params, frozen)
-    loss = flow_matching.make_loss(config, stage in flow_matching.CAUSAL, 1.0)
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch_sharding(mesh))  # noqa: E731
-    batch = jax.tree.map(place, abstract_batch(config, stage))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
-    return Program(program.step(loss), (program.state, batch, key), ("", "batch", "batch"))
-
-
-def abstract_batch(config: Config, stage: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch as ``data_pipeline.loader`` makes it."""
-    train, b = config.train, config.train.batch
-    cells = config.size // config.vae.stride
-    refs = 3 if train.extra_references else 2
-    heard = (b, conditions.history_tokens(config.audio) + STRIDE * train.latents)
-    features = conditions.audio_features(config.audio).features
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "latents": ((b, train.latents, cells, cells, config.dit.channels), jnp.float32),
-        "weights": ((b, train.latents, cells, cells), jnp.float32),
-        "references": ((b, refs, cells, cells, config.dit.channels), jnp.float32),
-        "reference_kinds": ((b, refs), jnp.int32),
-        "reference_valid": ((b, refs), jnp.bool_),
-        "text": ((b, config.text.tokens), jnp.int32),
-        "speak": ((*heard, features), jnp.float32),
-        "listen": ((*heard, features), jnp.float32),
-    }
-    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
-
-
-def chunk(config: Config, mesh: Mesh, batch: int = 1) -> Program:
-    """The streaming step with weights and cache in bfloat16: heads of both over ``tensor``, patches over ``context``.
-
-    The text encoder runs when a prompt changes, not in a step, and is left out.
+    Raises:
+      InputError: the config has no such stage.
     """
-    from lpm_jax.streaming import generator
+    if stage != CHUNK:
+        if stage not in config.stages:
+            raise InputError(f"--stage: expected {CHUNK} or one of {', '.join(config.stages)}, found {stage!r}")
+        config = config.for_stage(stage)
+    if stage == "vae":
+        raise InputError(f"--stage vae: expected {CHUNK} or a diffusion stage: the autoencoder is not sharded")
+    train = dataclasses.replace(config.train, attention=config.train.attention or KERNELS[compiler])
+    stream = dataclasses.replace(config.stream, attention=config.stream.attention or KERNELS[compiler])
+    return dataclasses.replace(config, train=train, stream=stream)
 
-    cells, stream = config.size, config.stream
-    params = conditions.abstract(config) | {"vae": vae.abstract(config.vae)}
-    if config.audio.wav2vec:
-        params["audio"] = wav2vec.abstract(config.audio.wav2vec)
-    if config.text.umt5:
-        from lpm_jax.models import umt5
 
-        params["text"] = umt5.abstract(config.text.umt5)
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
-    refs = 2 + stream.references
-    shape = jax.ShapeDtypeStruct
-    state = jax.eval_shape(
-        functools.partial(generator.start, config), params,
-        shape((batch, refs, cells, cells, 3), jnp.uint8), shape((batch, refs), jnp.int32),
-        shape((batch, refs), jnp.bool_), shape((batch, config.text.tokens), jnp.int32),
-        jax.eval_shape(lambda: jax.random.key(0)),
-    )  # fmt: skip
-    params.pop("text") if config.text.umt5 else None
-    placed = sharding.shardings(mesh, conditions.axes(config), params)
-    whole = sharding.replicated(mesh)
-    cache = jax.tree.map(
-        lambda x: sharding.sharding(mesh, (None, None, "batch", None, "tokens", "heads", None), x.shape), state.cache
+def build(config: Config, stage: str, mesh: Any) -> Program:
+    """The step of ``stage`` on ``mesh``, which may be abstract where nothing is to be compiled.
+
+    Raises:
+      InputError: something does not divide over the mesh.
+    """
+    if stage == CHUNK:
+        from lpm_jax.streaming.layout import latent_program
+
+        fn, args = latent_program(config, mesh)
+        return Program(fn, args, ("weights", "stream", "sound", "sound"))
+    from lpm_jax.training.abstract import train_program
+
+    fn, args = train_program(config, stage, mesh)
+    return Program(fn, args, ("state", "batch", "batch"))
+
+
+def workload(config: Config, stage: str) -> Workload:
+    """One pass of the transformer, as ``lpm_jax.flops`` counts it."""
+    rows, columns = config.grid
+    text = config.text.umt5.tokens if config.text.umt5 else config.text.tokens
+    if stage == CHUNK:
+        from lpm_jax.models.conditions import history_tokens
+
+        stream, references = config.stream, 2 + config.stream.references
+        context = references + (stream.sink + stream.window) * stream.chunk
+        sounds = history_tokens(config.audio) + 4 * stream.chunk
+        return Workload(1, stream.chunk, rows, columns, 0, context, text, sounds)
+    from lpm_jax.models.conditions import history_tokens
+
+    train = config.train
+    references = 3 if train.extra_references else 2
+    return Workload(
+        train.batch, train.latents, rows, columns, references, 0, text, history_tokens(config.audio) + 4 * train.latents
     )
-    layout = jax.tree.map(lambda _: whole, state)._replace(cache=cache)
-    place = lambda x, s: shape(x.shape, x.dtype, sharding=s)  # noqa: E731
-    heard = shape((batch, generator.chunk_samples(config)), jnp.float32, sharding=whole)
-    step: Callable = functools.partial(generator.chunk_step.__wrapped__, config)
-    fn = jax.jit(step, donate_argnums=1, out_shardings=(layout, whole))
-    args = (jax.tree.map(place, params, placed), jax.tree.map(place, state, layout), heard, heard)
-    return Program(fn, args, ("weights", "stream", "sound", "sound"))
 
 
-__all__ = ["CHUNK", "NamedSharding", "PartitionSpec", "Program", "abstract_batch", "build", "chunk", "training"]
+def model_flops(config: Config, stage: str) -> int:
+    """Operations that a step needs, on all devices: forward passes, and twice as much for gradients; recomputing is not
+    counted, and attention is counted where it is allowed (references see only references)."""
+    work = workload(config, stage)
+    tokens, frames = work.height * work.width, work.frames + work.references
+    dense = 4 * work.batch * frames * (frames + work.context) * tokens**2 * config.dit.width * config.dit.depth
+    linear = flops.total(flops.costs(config.dit, work)).flops - dense
+    passes = len(config.stream.levels) if stage == CHUNK else 6 if causal(stage) else 3
+    return passes * (linear + attention_flops(config, stage))
+
+
+def causal(stage: str) -> bool:
+    """Whether a stage is block-causal and passes twice, the second time with the noise levels swapped."""
+    return stage == "online.causal"
+
+
+def attention_flops(config: Config, stage: str) -> int:
+    """Operations of self-attention in one forward pass, where frames see each other."""
+    work = workload(config, stage)
+    seen = work.frames * (work.frames + work.context)
+    if causal(stage):
+        chunks = math.ceil(work.frames / config.stream.chunk)
+        seen = round(seen * (chunks + 1) / (2 * chunks))
+    pairs = seen + work.frames * work.references + work.references**2
+    return 4 * work.batch * pairs * (work.height * work.width) ** 2 * config.dit.width * config.dit.depth

@@ -51,6 +51,7 @@ def batch_shapes(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
         "weights": ((frames, height, width), jnp.float32),
         "speak": (sound, jnp.float16),
         "listen": (sound, jnp.float16),
+        "kind": ((), jnp.int32),
     }
     return {name: jax.ShapeDtypeStruct((b, *shape), dtype, sharding=where) for name, (shape, dtype) in shapes.items()}
 

@@ -12,6 +12,7 @@ T1 as the network's *own* estimate, re-noised: the student meets its own mistake
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -21,15 +22,19 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from data_pipeline.loader import RegionWeights, Window, latent_batches
+from lpm_jax import flops
 from lpm_jax.checkpoint import load_weights
 from lpm_jax.config import Config
 from lpm_jax.flow import add_noise, sample_levels, weighted_loss
 from lpm_jax.models import conditions, dit, vae
+from lpm_jax.models.audio import STRIDE
 from lpm_jax.models.denoiser import Denoiser, previous, take
 from lpm_jax.training import latents
 from lpm_jax.training.loop import Stage
+from lpm_jax.training.resume import load_average
 
 CAUSAL = ("online.causal",)
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)  # noise levels between which the teacher's error is told apart
 NEAR_NOISE = 0.1  # standard deviation of what is added to the truth's near latents; the latent's is one
 
 
@@ -68,7 +73,7 @@ def make_loss(config: Config, causal: bool, share: float):
             level = sample_levels(k_level, (b, frames), flow)
             clean = denoise(add_noise(truth, noise, level), level)
             value, error = weighted_loss(clean, truth, level, weight, channels, flow)
-            return value, by_level(error, level)
+            return value, by_level(error, level, LEVELS) | by_kind(error, batch)
         first, second = config.stream.levels
         chunk = config.stream.chunk
         # The near latents: the truth's, a little off; then the network's own.
@@ -87,16 +92,34 @@ def make_loss(config: Config, causal: bool, share: float):
         clean2 = denoise(add_noise(own, noise2, swapped), swapped, near)
         value2, error2 = weighted_loss(clean2, truth, swapped, weight, channels, flow)
         metrics = by_level(jnp.concatenate([error1, error2]), jnp.concatenate([level, swapped]))
-        return 0.5 * (value1 + value2), metrics
+        return 0.5 * (value1 + value2), metrics | by_kind(0.5 * (error1 + error2), batch)
 
     return loss
 
 
-def by_level(error: Float[Array, "b frames"], level: Float[Array, "b frames"]) -> dict[str, Array]:
-    """The plain ``x_0`` error among pure-noise frames and among the others."""
+def _mean(error: Array, where: Array) -> Float[Array, "2"]:
+    """Sum and count over the chosen places: what the loop averages, since a batch may have none (``observe``)."""
+    where = jnp.broadcast_to(where, error.shape)
+    return jnp.stack([jnp.sum(jnp.where(where, error, 0.0)), jnp.sum(where, dtype=jnp.float32)])
+
+
+def by_level(
+    error: Float[Array, "b frames"], level: Float[Array, "b frames"], edges: tuple[float, ...] = ()
+) -> dict[str, Float[Array, "2"]]:
+    """The plain ``x_0`` error among pure-noise frames and among the others, the latter also between ``edges``."""
     pure = level > 0.99
-    share = lambda m: jnp.sum(error * m) / jnp.maximum(jnp.sum(m), 1)  # noqa: E731
-    return {"x0_pure": share(pure), "x0_noisy": share(~pure)}
+    between = {
+        f"x0/level_{low:g}_{high:g}": _mean(error, ~pure & (level >= low) & (level < high))
+        for low, high in zip(edges, edges[1:], strict=False)
+    }
+    return {"x0_pure": _mean(error, pure), "x0_noisy": _mean(error, ~pure)} | between
+
+
+def by_kind(error: Float[Array, "b frames"], batch: dict) -> dict[str, Float[Array, "2"]]:
+    """The plain ``x_0`` error by what the clip shows: speaking, listening, conversation, idling."""
+    if "kind" not in batch:
+        return {}
+    return {f"x0/{name}": _mean(error, (batch["kind"] == i)[:, None]) for i, name in enumerate(latents.KINDS)}
 
 
 def patch_weights(config: Config, weights: Float[Array, "b f h w"]) -> Float[Array, "b f tokens"]:
@@ -104,6 +127,29 @@ def patch_weights(config: Config, weights: Float[Array, "b f h w"]) -> Float[Arr
     p = config.dit.patch
     b, f, h, w = weights.shape
     return weights.reshape(b, f, h // p, p, w // p, p).max(axis=(3, 5)).reshape(b, f, -1)
+
+
+def step_flops(config: Config, causal: bool) -> float:
+    """Operations of one training step of the transformer: a pass counts three times, for itself and its gradients.
+
+    Encoders and the autoencoder, small beside it or frozen, are not counted; nor is what is computed twice to save
+    memory, so that the share of the peak speed says what the model got.
+    """
+    train, (height, width) = config.train, config.grid
+    work = flops.Workload(
+        batch=train.batch,
+        frames=train.latents,
+        height=height,
+        width=width,
+        references=3 if train.extra_references else 2,
+        text=(config.text.umt5 or config.text).tokens,
+        audio=conditions.history_tokens(config.audio) + STRIDE * train.latents,
+    )
+    whole = 1.0 if train.token_keep >= 1 else 1 / train.whole_every if train.whole_every else 0.0
+    kept = dataclasses.replace(work, height=1, width=max(int(train.token_keep * height * width), 1))
+    each = whole * flops.total(flops.costs(config.dit, work)).flops
+    each += (1 - whole) * flops.total(flops.costs(config.dit, kept)).flops
+    return 3.0 * (2 if causal else 1) * each
 
 
 def frozen(params: dict) -> dict:
@@ -116,7 +162,10 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
     train = config.train
     causal = stage in CAUSAL
     params = conditions.init(config, jax.random.key(train.seed))
-    if before != "scratch":
+    stage_before, _, step = before.partition("@")
+    if step:
+        params = load_average(workdir / stage_before / "checkpoints", step, params)
+    elif before != "scratch":
         params = load_weights(workdir / before / "weights", "model", params)
     coder = load_weights(workdir / "vae" / "weights", "model", vae.abstract(config.vae))
     window = Window(
@@ -136,10 +185,16 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         params["prior"] = {"variance": jnp.asarray(variance), "weight": jnp.asarray(weight, jnp.float32)}
     from lpm_jax.training.validation import Validator
 
+    def data(rows):
+        return latent_batches(source, window, batch=train.batch, rows=rows, seed=train.seed, threads=train.data_threads)
+
     return Stage(
         name=stage,
         params=params,
-        data=latent_batches(source, window, batch=train.batch, seed=train.seed, threads=train.data_threads),
+        data=data,
+        batch=train.batch,
+        fingerprint=repr(source),
+        flops=step_flops(config, causal),
         loss=make_loss(config, causal, train.token_keep),
         # Now and then all patches, as streaming computes them.
         other_loss=make_loss(config, causal, 1.0) if train.token_keep < 1 and train.whole_every else None,

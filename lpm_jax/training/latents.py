@@ -24,6 +24,7 @@ from data_pipeline.performers.builder import open_split
 from data_pipeline.schema import PARAM_INDEX, SAMPLES_PER_FRAME
 from data_pipeline.video import decode_mp4
 from lpm_jax.config import Config
+from lpm_jax.distributed import barrier, primary
 from lpm_jax.models.audio import FFT, log_mel
 from lpm_jax.models.text import tokenize
 from lpm_jax.models.vae import toy
@@ -114,11 +115,16 @@ def encode_clip(config: Config, encode, record: dict) -> dict[str, np.ndarray]:
 
 
 def build(config: Config, weights: dict, split: str, workdir: Path) -> Path:
-    """The cache of ``split``, made if it isn't there."""
+    """The cache of ``split``, made by process 0 if it isn't there."""
     source = open_split(config.data, split)
     directory = Path(workdir) / "latents" / f"{split}-{fingerprint(weights, source)}"
-    if directory.is_dir():
-        return directory
+    if primary() and not directory.is_dir():
+        _encode(config, weights, split, source, directory)
+    barrier(f"latents of {split}")
+    return directory
+
+
+def _encode(config: Config, weights: dict, split: str, source, directory: Path) -> None:
     aside = directory.with_name(directory.name + f".incomplete-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -149,4 +155,3 @@ def build(config: Config, weights: dict, split: str, workdir: Path) -> Path:
     for array in files.values():
         array.flush()
     aside.rename(directory)
-    return directory

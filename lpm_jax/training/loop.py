@@ -1,29 +1,32 @@
 """The training loop: the same few lines for every stage.
 
 Precedence of what a run starts from: (1) its own newest checkpoint, (2) the weights of the stage before it (or
-``--train.init``), (3) scratch. Randomness is ``fold_in(seed, step)`` and the data iterator is saved with the weights,
-so a run that was killed and resumed takes the same steps as one that was not.
+``--train.init``), (3) scratch. Randomness is ``fold_in(seed, step)`` and the position in the data is saved with the
+weights, so a run that was killed and resumed takes the same steps as one that was not, on other devices too.
+
+The host dispatches steps and never waits for the one just dispatched: metrics are read two steps later (``observe``),
+checkpoints are written in the background (``resume``), and signals are looked at between steps (``signals``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import grain
 import jax
-import numpy as np
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
-from lpm_jax import sharding
-from lpm_jax.checkpoint import checkpointer, save_weights, write_json
+from lpm_jax import distributed, sharding
+from lpm_jax.checkpoint import save_weights, write_json
 from lpm_jax.config import Config
+from lpm_jax.errors import Paused
+from lpm_jax.training.observe import AHEAD, Observer
+from lpm_jax.training.profiler import Profiler
+from lpm_jax.training.resume import Saver
+from lpm_jax.training.signals import Signals
 from lpm_jax.training.step import make_program
 
 
@@ -31,16 +34,21 @@ from lpm_jax.training.step import make_program
 class Stage:
     """What a stage brings to the loop.
 
-    ``loss(params, batch, key)`` returns a scalar and a dict of scalars. ``validate(params, directory)`` writes sheets
-    and returns scalars. ``finish(params)`` turns the averaged parameters into what the next stage loads.
+    ``data(rows)`` makes the endless batches of which a process reads ``rows`` of ``batch``; ``fingerprint`` names the
+    data. ``loss(params, batch, key)`` returns a scalar and a dict of metrics (``observe``). ``validate(params,
+    directory)`` is called in every process, writes sheets in process 0 and returns scalars. ``finish(params)`` turns
+    the averaged parameters, whole and in numpy, into what the next stage loads.
     """
 
     name: str
     params: Any
-    data: grain.IterDataset
+    data: Callable[[tuple[int, ...]], grain.IterDataset]
+    batch: int  # rows of the global batch
     loss: Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
     validate: Callable[[Any, Path], dict[str, float]]
     finish: Callable[[Any], Any]
+    fingerprint: str = ""
+    flops: float = 0.0  # of a step, all devices together; 0: unknown
     other_loss: Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]] | None = None
     other_every: int = 0  # every so many steps take ``other_loss`` instead
     frozen: Callable[[Any], Any] | None = None  # params -> tree of bools: True leaves stay as they are
@@ -48,122 +56,97 @@ class Stage:
     tokens: int = 0  # patches of a frame, where the model has any: what the mesh must divide
 
 
-def run_stage(stage: Stage, config: Config, workdir: Path) -> Any:
-    """Trains ``stage`` to ``config.train.steps`` and returns the finished weights, also saved in ``workdir``."""
+def run_stage(stage: Stage, config: Config, workdir: Path, around: Callable[[Callable], Callable] = lambda f: f) -> Any:
+    """Trains ``stage`` to ``config.train.steps`` and returns the finished weights, also saved in ``workdir``; None in
+    processes other than the first. ``around`` wraps the compiled step: what measurements need.
+
+    Raises:
+      Paused: a signal asked to stop, and the run is saved.
+      FloatingPointError: too many steps in a row had to be skipped.
+    """
     train = config.train
     directory = workdir / stage.name
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "config.json", dataclasses.asdict(config))
 
     # ---- shard ---------------------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.mesh)
     if stage.tokens:
         sharding.check(mesh, config.dit, train.batch // train.accumulate, stage.tokens)
     program = make_program(train, mesh, stage.axes, stage.params, stage.frozen and stage.frozen(stage.params))
-    state = program.start(stage.params)
-    root = jax.device_put(jax.random.key(train.seed), sharding.replicated(mesh))
-    usual = program.step(stage.loss)
-    other = program.step(stage.other_loss) if stage.other_loss else usual
+    root = distributed.place(jax.random.key(train.seed), sharding.replicated(mesh))
+    usual = around(program.step(stage.loss))
+    other = around(program.step(stage.other_loss)) if stage.other_loss else usual
 
-    # ---- resume ------------------------------------------------------------------------------------------------
-    iterator = iter(stage.data)
-    saver = checkpointer(directory / "checkpoints", train.keep)
-    if saver.latest is not None:
-        loaded = saver.load_checkpointables(abstract_checkpointables={"state": program.state, "data": iterator})
-        state = loaded["state"]
-        print(f"{stage.name}: resumed at step {int(state.step)}", flush=True)
+    with contextlib.ExitStack() as stack:
+        # ---- data, and where an earlier run left off -------------------------------------------------------------
+        spread = sharding.batch_sharding(mesh)
+        iterator = iter(stage.data(distributed.batch_rows(spread, stage.batch)))
+        stack.callback(getattr(iterator, "close", lambda: None))
+        saver = Saver(directory / "checkpoints", train, {"seed": train.seed, "data": stage.fingerprint})
+        stack.callback(saver.close)
+        earlier = saver.restore(program.state)
+        if earlier is None:
+            state = program.start(stage.params)
+        else:
+            state = earlier.state
+            iterator.set_state(earlier.position)
+        start = int(state.step)
+        if distributed.primary():
+            write_json(directory / "config.json", dataclasses.asdict(config))
 
-    # ---- loop --------------------------------------------------------------------------------------------------
-    writer = SummaryWriter(str(directory / "tensorboard"))
-    start = int(state.step)
-    log = open_log(directory / "metrics.jsonl", start)
-    progress = Progress(stage.name, start, train.steps)
-    waited, since = 0.0, time.perf_counter()
-    window: list[dict[str, jax.Array]] = []
+        # ---- loop ------------------------------------------------------------------------------------------------
+        observer = Observer(stage.name, directory, start, train.steps, train.log_every, stage.flops)
+        stack.callback(observer.close)
+        clock = observer.clock
+        profiler = Profiler(directory / "profile", train.profile_at, observer.say)
+        stack.callback(profiler.close)
+        signals = stack.enter_context(Signals())
+        stop = distributed.Agreement(mesh, AHEAD)
 
-    def save(at: int) -> None:
-        saver.save_checkpointables(at, {"state": state, "data": iterator}, overwrite=True)
+        def save(at: int) -> None:
+            observer.flush()
+            with clock("save"):
+                saver.save(at, state, iterator.get_state())
+                observer.last_saved = at
 
-    for at in range(start + 1, train.steps + 1):
-        before = time.perf_counter()
-        batch = jax.device_put(next(iterator), sharding.batch_sharding(mesh))
-        waited += time.perf_counter() - before
-        step = other if stage.other_every and at % stage.other_every == 0 else usual
-        with sharding.on(mesh):
-            state, metrics = step(state, batch, root)
-        window.append(metrics)
-        if at % train.log_every == 0 or at == train.steps:
-            means = {k: float(np.mean([m[k] for m in window])) for k in window[0]}
-            elapsed = time.perf_counter() - since
-            means |= {"seconds_per_step": elapsed / len(window), "data_wait": waited / elapsed}
-            if not np.isfinite(means["loss"]):
-                raise FloatingPointError(f"{stage.name}: loss is {means['loss']} at step {at}")
-            for name, value in means.items():
-                writer.add_scalar(f"train/{name}", value, at)
-            log.write(json.dumps({"step": at} | means) + "\n")
-            log.flush()
-            progress.show(at, means)
-            window, waited, since = [], 0.0, time.perf_counter()
-        if at % train.validate_every == 0 or at == train.steps:
-            scores = stage.validate(state.ema, directory / "validation" / f"{at:06d}")
-            for name, value in scores.items():
-                writer.add_scalar(f"validation/{name}", value, at)
-            log.write(json.dumps({"step": at, "validation": scores}) + "\n")
-            log.flush()
-            progress.note(f"step {at} validation: " + "  ".join(f"{k} {v:.4g}" for k, v in scores.items()))
-            since = time.perf_counter()
-        if at % train.save_every == 0 or at == train.steps:
-            save(at)
-    progress.close()
-    writer.close()
-    log.close()
-    saver.close()
-    if hasattr(iterator, "close"):
-        iterator.close()
+        def validate(at: int) -> None:
+            observer.flush()
+            with clock("validate"):
+                folder = directory / "validation" / f"{at:06d}"
+                observer.validated(at, stage.validate(state.ema, folder), folder)
 
-    weights = stage.finish(jax.device_get(state.ema))
-    save_weights(directory / "weights", "model", weights)
+        def due(at: int, every: int) -> bool:
+            return at == train.steps or at % every == 0
+
+        if earlier is not None:
+            observer.say(earlier.said)
+            if due(start, train.validate_every) and distributed.everywhere(not observer.knows_validation(start)):
+                validate(start)  # the run was stopped between saving and validating
+        for at in range(start + 1, train.steps + 1):
+            with clock("data"):
+                batch = next(iterator)
+            with clock("put"):
+                batch = distributed.put_batch(batch, spread)
+            profiler.before(at, signals.trace_asked(), state)
+            with clock("dispatch"), sharding.on(mesh), jax.profiler.StepTraceAnnotation("train", step_num=at):
+                step = other if stage.other_every and at % stage.other_every == 0 else usual
+                state, metrics = step(state, batch, root)
+            profiler.after(at, state)
+            observer.step(at, metrics)
+            if stop(bool(signals.stop)) and at < train.steps:
+                save(at)
+                saver.wait()
+                raise Paused(f"{stage.name}: stopped at step {at} and saved; the same command goes on from there")
+            if due(at, train.save_every):
+                save(at)
+            if due(at, train.validate_every):
+                validate(at)
+        saver.wait()
+
+        # ---- weights ---------------------------------------------------------------------------------------------
+        average, weights = distributed.fetch(state.ema, keep=distributed.primary()), None
+        if distributed.primary():
+            weights = stage.finish(average)
+            save_weights(directory / "weights", "model", weights)
+        if not distributed.everywhere(not signals.stop):
+            raise Paused(f"{stage.name}: finished; the same command goes on with what comes after it")
     return weights
-
-
-def open_log(path: Path, start: int) -> TextIO:
-    """The curves' file, open for more lines. Lines after step ``start``, which a resumed run will write again, and one
-    that a kill cut off are dropped."""
-    if path.is_file():
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= start:
-                    kept.append(line + "\n")
-            except ValueError:
-                continue
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(kept))
-        aside.replace(path)
-    return path.open("a")
-
-
-class Progress:
-    """A bar with ETA on a terminal, plain lines elsewhere."""
-
-    def __init__(self, name: str, start: int, total: int):
-        self.name, self.total = name, total
-        self.first, self.began = start, time.perf_counter()
-        self.bar = tqdm(total=total, initial=start, desc=name) if sys.stderr.isatty() else None
-
-    def show(self, at: int, values: dict[str, float]) -> None:
-        if self.bar is not None:
-            self.bar.update(at - self.bar.n)
-            self.bar.set_postfix(loss=f"{values['loss']:.4f}")
-            return
-        left = (time.perf_counter() - self.began) / max(at - self.first, 1) * (self.total - at)
-        text = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-        print(f"{self.name} {at}/{self.total}  {text}  left {left / 60:.1f} min", flush=True)
-
-    def note(self, text: str) -> None:
-        (self.bar.write if self.bar is not None else print)(f"{self.name} {text}")
-        sys.stdout.flush()
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()

@@ -24,6 +24,6 @@ def run(stage: str, config: Config, workdir: Path) -> None:
     before = config.train.init or ORDER[ORDER.index(stage) - 1]
     if before == "vae":
         before = "scratch"
-    if before != "scratch" and not (workdir / before / "weights").is_dir():
+    if before != "scratch" and "@" not in before and not (workdir / before / "weights").is_dir():
         raise InputError(f"--stage {stage}: expected the finished weights of {before} in {workdir}, found none")
     run_stage(make_stage(stage, before, config, workdir), config, workdir)

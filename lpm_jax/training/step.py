@@ -19,7 +19,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from lpm_jax import sharding
+from lpm_jax import distributed, sharding
 from lpm_jax.config import TrainConfig
 from lpm_jax.training.state import TrainState, apply_gradients, create_state, make_optimizer
 
@@ -39,7 +39,7 @@ class Program(NamedTuple):
     def start(self, params: Any) -> TrainState:
         """The first state from ``params``, in its layout."""
         params = jax.tree.map(jnp.asarray, params) if self.mesh.size == 1 else params
-        params = jax.device_put(params, jax.tree.map(lambda x: x.sharding, self.state.params))
+        params = distributed.place(params, jax.tree.map(lambda x: x.sharding, self.state.params))
         layout = jax.tree.map(lambda x: x.sharding, self.state)
         with sharding.on(self.mesh):
             return jax.jit(lambda params: create_state(params, self.optimizer), out_shardings=layout)(params)

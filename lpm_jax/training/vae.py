@@ -13,7 +13,10 @@ from data_pipeline.performers.builder import open_split
 from data_pipeline.schema import PARAM_INDEX, REGIONS
 from data_pipeline.video import decode_mp4
 from lpm_jax.config import Config
+from lpm_jax.distributed import fetch, primary
+from lpm_jax.errors import InputError
 from lpm_jax.models.vae import toy
+from lpm_jax.training.latents import fingerprint
 from lpm_jax.training.loop import Stage
 from lpm_jax.training.sheets import save_sheet
 
@@ -48,12 +51,12 @@ def make_stage(config: Config, data_dir: str) -> Stage:
         return jnp.clip(toy.decode(cfg, params, z)[0], -1, 1)
 
     def validate(params, directory: Path):
-        scores = reconstruction_scores(lambda video: np.asarray(roundtrip(params, video)), held_out, clips=8)
-        directory.mkdir(parents=True, exist_ok=True)
+        scores = reconstruction_scores(lambda video: fetch(roundtrip(params, video)), held_out, clips=8)
         truth = decode_mp4(held_out[0]["video"])
-        result = np.asarray(toy.to_pixels(roundtrip(params, truth[None]))[0])
-        picks = np.linspace(0, len(truth) - 1, 8).astype(int)
-        save_sheet(directory / "sheet.png", [truth[picks], result[picks]])
+        result = toy.to_pixels(fetch(roundtrip(params, truth[None])))[0]
+        if primary():
+            picks = np.linspace(0, len(truth) - 1, 8).astype(int)
+            save_sheet(directory / "sheet.png", [truth[picks], np.asarray(result)[picks]])
         return scores
 
     def finish(params):
@@ -69,20 +72,30 @@ def make_stage(config: Config, data_dir: str) -> Stage:
         std = np.full_like(mean, np.sqrt(np.mean(square / n - mean**2)))  # one for all: channels keep proportions
         return params | {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
 
-    data = pixel_batches(
-        source,
-        batch=train.batch,
-        count=train.crops_per_clip,
-        side=train.crop,
-        latents=CROP_LATENTS,
-        weights=weights,
-        seed=train.seed,
-        threads=train.data_threads,
-    )
+    def data(rows):
+        if len(rows) != train.crops_per_clip * len({row // train.crops_per_clip for row in rows}):
+            raise InputError(
+                f"--train.batch: expected whole clips of --train.crops_per_clip {train.crops_per_clip} crops in every "
+                f"process, found {len(rows)} rows"
+            )
+        return pixel_batches(
+            source,
+            batch=train.batch,
+            rows=rows,
+            count=train.crops_per_clip,
+            side=train.crop,
+            latents=CROP_LATENTS,
+            weights=weights,
+            seed=train.seed,
+            threads=train.data_threads,
+        )
+
     return Stage(
         name="vae",
         params=toy.with_basis(toy.init(cfg, jax.random.key(train.seed)), *cell_statistics(source, weights)),
         data=data,
+        batch=max(train.batch // train.crops_per_clip, 1) * train.crops_per_clip,
+        fingerprint=fingerprint({}, source),
         loss=loss,
         validate=validate,
         finish=finish,

@@ -15,6 +15,7 @@ from data_pipeline.loader import Window, latent_batches
 from data_pipeline.video import encode_mp4
 from lpm_jax.base.sampler import integrate
 from lpm_jax.config import Config
+from lpm_jax.distributed import fetch, primary
 from lpm_jax.flow import add_noise
 from lpm_jax.models import dit, vae
 from lpm_jax.models.denoiser import Denoiser, previous
@@ -45,6 +46,7 @@ def rollout(config: Config, denoise: Callable, shape: tuple, key: Array) -> Floa
 
 class Validator:
     """``validator(params, directory)`` writes ``sheet.png`` and ``clip.mp4`` (truth above result) and returns scores.
+    All processes compute, the first one writes.
 
     ``mouth`` is the latent error (channels weighed as in the loss) of generated mouth patches, ``mouth_wrong`` the same
     when the model is given another clip's sound: the gap is what the sound is worth. ``still`` is the error outside the
@@ -76,20 +78,21 @@ class Validator:
 
         config = self.config
         key = jax.random.key(7)
-        result, truth = self.run(params, self.batch, key)
-        wrong, _ = self.run(params, self.wrong, key)
+        result, truth = fetch(self.run(params, self.batch, key))
+        wrong, _ = fetch(self.run(params, self.wrong, key))
         weight = np.asarray(patch_weights(config, jnp.asarray(self.batch["weights"])))
         mouth, still = weight > weight.max() - 0.01, weight < 1.01
-        channels = np.asarray(params["prior"]["weight"])
+        channels = fetch(params["prior"]["weight"])
         channels = np.tile(channels, truth.shape[-1] // len(channels))
-        error = lambda x, where: float(np.mean((np.square(np.asarray(x - truth)) * channels)[where]))  # noqa: E731
+        error = lambda x, where: float(np.mean((np.square(x - truth) * channels)[where]))  # noqa: E731
         scores = {
             "mouth": error(result, mouth),
             "mouth_wrong": error(wrong, mouth),
             "still": error(result, still),
             "all": error(result, np.ones_like(still)),
         }
-        self._show(result[:SHOWN], truth[:SHOWN], directory)
+        if primary():
+            self._show(result[:SHOWN], truth[:SHOWN], directory)
         return scores
 
     def _show(self, result, truth, directory: Path) -> None:

@@ -14,7 +14,7 @@ from lpm_jax.models.conditions import history_tokens
 from lpm_jax.models.denoiser import take
 from lpm_jax.streaming import generator
 from lpm_jax.training import flow_matching, stages
-from lpm_jax.training.flow_matching import by_level, keep_patches, make_loss, patch_weights
+from lpm_jax.training.flow_matching import by_kind, by_level, keep_patches, make_loss, patch_weights, step_flops
 from tests import tiny
 
 FRAMES, CELLS, CHANNELS = 6, 4, 8
@@ -52,6 +52,12 @@ def batch():
     }
 
 
+def mean(pair) -> float:
+    """Of a metric's sum and count."""
+    total, count = np.asarray(pair)
+    return float(total / count)
+
+
 def error_and_weight(batch) -> tuple[np.ndarray, np.ndarray]:
     """By hand: the squared distance from the global reference, and the weight, of each 2 x 2 patch."""
     truth, anchor = batch["latents"].astype(np.float64), batch["references"][:, 1:2].astype(np.float64)
@@ -72,16 +78,16 @@ def test_causal_loss_by_hand(mute, batch):
     for seed in range(3):
         value, metrics = loss(mute, batch, jax.random.key(seed))
         assert float(value) == pytest.approx((error * weight).sum() / weight.sum(), rel=1e-3)
-        assert float(metrics["x0_pure"]) == pytest.approx(error.mean(), rel=1e-3)
+        assert mean(metrics["x0_pure"]) == pytest.approx(error.mean(), rel=1e-3)
 
 
 def test_second_level_counts_as_the_velocity_does(mute, batch):
     """At T1 = 0.5 with x_0 at the anchor a silent network errs by half the noise, which counts 1 / 0.25, halved."""
     still = batch | {"latents": np.repeat(batch["references"][:, 1:2], FRAMES, axis=1)}
     value, metrics = jax.jit(make_loss(config(), True, 1.0))(mute, still, jax.random.key(0))
-    assert float(metrics["x0_pure"]) == pytest.approx(0, abs=1e-3)
-    assert float(metrics["x0_noisy"]) == pytest.approx(0.5**2, rel=0.15)
-    assert float(value) == pytest.approx(0.5 * 4 * float(metrics["x0_noisy"]), rel=0.15)
+    assert mean(metrics["x0_pure"]) == pytest.approx(0, abs=1e-3)
+    assert mean(metrics["x0_noisy"]) == pytest.approx(0.5**2, rel=0.15)
+    assert float(value) == pytest.approx(0.5 * 4 * mean(metrics["x0_noisy"]), rel=0.15)
 
 
 @pytest.fixture
@@ -93,7 +99,22 @@ def test_teacher_loss_by_hand(mute, batch, pure_noise):
     value, metrics = jax.jit(make_loss(config(), False, 1.0))(mute, batch, jax.random.key(0))
     error, weight = error_and_weight(batch)
     assert float(value) == pytest.approx((error * weight).sum() / weight.sum(), rel=1e-3)
-    assert set(metrics) == {"x0_pure", "x0_noisy"}
+    assert mean(metrics["x0_pure"]) == pytest.approx(error.mean(), rel=1e-3)
+    levels = {f"x0/level_{low:g}_{low + 0.25:g}" for low in (0, 0.25, 0.5, 0.75)}
+    assert set(metrics) == {"x0_pure", "x0_noisy"} | levels
+    assert all(float(metrics[name][1]) == 0 for name in levels | {"x0_noisy"})  # all of it is pure noise
+
+
+def test_errors_are_told_apart_by_what_the_clip_shows(mute, batch, pure_noise):
+    """A clip of each of two kinds; of the other two there is none, which is not the same as no error."""
+    error, _ = error_and_weight(batch)
+    for causal in (False, True):
+        cfg = dataclasses.replace(config(), stream=dataclasses.replace(config().stream, levels=(1.0, 1.0)))
+        kinds = np.array([3, 0], np.int32)
+        metrics = jax.jit(make_loss(cfg, causal, 1.0))(mute, batch | {"kind": kinds}, KEY)[1]
+        assert mean(metrics["x0/idle"]) == pytest.approx(error[0].mean(), rel=1e-3)
+        assert mean(metrics["x0/speak"]) == pytest.approx(error[1].mean(), rel=1e-3)
+        assert metrics["x0/listen"].tolist() == metrics["x0/conversation"].tolist() == [0, 0]
 
 
 def test_channels_count_by_their_weight(mute, batch, pure_noise):
@@ -164,8 +185,24 @@ def test_patch_weights():
 def test_errors_by_level():
     error = jnp.array([[1.0, 2.0], [3.0, 6.0]])
     level = jnp.array([[1.0, 0.5], [1.0, 0.3]])
-    assert by_level(error, level) == {"x0_pure": 2.0, "x0_noisy": 4.0}
-    assert by_level(error, jnp.zeros((2, 2)))["x0_pure"] == 0
+    found = by_level(error, level, (0.0, 0.4, 1.0))
+    assert {name: pair.tolist() for name, pair in found.items()} == {
+        "x0_pure": [4, 2], "x0_noisy": [8, 2], "x0/level_0_0.4": [6, 1], "x0/level_0.4_1": [2, 1],
+    }  # fmt: skip
+    assert by_level(error, jnp.zeros((2, 2)))["x0_pure"].tolist() == [0, 0]
+    assert by_kind(error, {}) == {}
+    assert by_kind(error, {"kind": jnp.array([1, 1])})["x0/listen"].tolist() == [12, 4]
+
+
+def test_step_flops():
+    """Three passes' worth, twice for the causal student; all patches now and then, a share of them otherwise."""
+    whole = step_flops(config(token_keep=1.0), False)
+    assert whole > 0 and step_flops(config(token_keep=1.0), True) == 2 * whole
+    assert step_flops(config(token_keep=1.0, batch=8), False) == pytest.approx(2 * whole)
+    half = step_flops(config(token_keep=0.5, whole_every=0), False)
+    assert 0.4 * whole < half < 0.6 * whole
+    some = step_flops(config(token_keep=0.5, whole_every=4), False)
+    assert some == pytest.approx(0.25 * whole + 0.75 * half)
 
 
 def test_training_hears_as_far_back_as_streaming():
@@ -185,3 +222,5 @@ def test_a_stage_asks_for_the_one_before(tmp_path, stage, before):
         stages.run(stage, config(), tmp_path)
     with pytest.raises(InputError, match="expected the finished weights of elsewhere"):
         stages.run(stage, config(init="elsewhere"), tmp_path)
+    with pytest.raises(InputError, match="^--train.init @latest: expected a step of .*elsewhere/checkpoints .*none$"):
+        stages.run(stage, config(init="elsewhere@latest"), tmp_path)

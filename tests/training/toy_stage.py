@@ -1,6 +1,7 @@
 """A stage of milliseconds: a noisy linear regression on a small in-memory data set.
 
-``python -m tests.training.toy_stage WORKDIR STEPS PAUSE`` trains it, PAUSE seconds a batch, so that a test can kill it.
+``python -m tests.training.toy_stage WORKDIR STEPS PAUSE [--train.save_every 5 ...]`` trains it behind a door like
+train.py's, PAUSE seconds a batch, so that a test can stop or kill it, or run it in several processes.
 """
 
 from __future__ import annotations
@@ -15,33 +16,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpm_jax.config import Config, TrainConfig
+from data_pipeline.loader import Rows
+from lpm_jax import distributed
+from lpm_jax.config import Config, TrainConfig, override
+from lpm_jax.errors import run_door
+from lpm_jax.sharding import Axes
 from lpm_jax.training.loop import Stage
 
+BATCH = 8
 CONFIG = Config(
     name="toy stage",
     train=TrainConfig(
-        steps=12, batch=4, learning_rate=0.3, warmup=2, log_every=1, save_every=5, validate_every=4, ema=0.9
+        steps=12, batch=BATCH, learning_rate=0.3, warmup=2, log_every=1, save_every=5, validate_every=4, ema=0.9
     ),
 )
 
 
 class Points:
-    """32 pairs of a vector and its image under a fixed affine map."""
+    """64 pairs of a vector and its image under a fixed affine map."""
 
     def __init__(self):
         rng = np.random.default_rng(0)
-        self.x = rng.normal(size=(32, 6)).astype(np.float32)
-        self.y = self.x @ (0.3 * rng.normal(size=(6, 3))).astype(np.float32) + 2
+        self.x = rng.normal(size=(64, 8)).astype(np.float32)
+        self.y = self.x @ (0.3 * rng.normal(size=(8, 3))).astype(np.float32) + 2
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, index: int) -> dict:
         return {"x": self.x[index], "y": self.y[index], "index": np.int32(index)}
-
-    def __repr__(self) -> str:
-        return "Points"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Jitter(grain.transforms.RandomMap):
 
     def random_map(self, point: dict, rng: np.random.Generator) -> dict:
         time.sleep(self.pause)
-        return point | {"x": point["x"] + 0.1 * rng.normal(size=6).astype(np.float32)}
+        return point | {"x": point["x"] + 0.1 * rng.normal(size=8).astype(np.float32)}
 
 
 def loss(params, batch, key):
@@ -63,21 +66,33 @@ def loss(params, batch, key):
 
 
 def make(pause: float = 0.0, **changes) -> Stage:
-    data = grain.MapDataset.source(Points()).seed(3).shuffle().repeat().random_map(Jitter(pause / 4)).batch(4)
+    def data(rows):
+        stream = grain.MapDataset.source(Points()).seed(3).shuffle().repeat(10**6).random_map(Jitter(pause / BATCH))
+        stream = Rows(stream, BATCH, rows).batch(len(rows))
+        return stream.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+
     stage = Stage(
         name="toy",
-        params={"layer": {"kernel": jnp.full((6, 3), 0.1), "bias": jnp.zeros(3)}},
-        data=data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)),
+        params={"layer": {"kernel": jnp.full((8, 3), 0.1), "bias": jnp.zeros(3)}},
+        data=data,
+        batch=BATCH,
         loss=loss,
         validate=lambda params, directory: {"norm": float(jnp.linalg.norm(params["layer"]["kernel"]))},
         finish=lambda params: params,
+        fingerprint="64 points",
+        axes={"layer": {"kernel": Axes(("embed", None))}},  # a row on each of eight devices
     )
     return dataclasses.replace(stage, **changes)
 
 
-if __name__ == "__main__":
+def main() -> None:
     from lpm_jax.training.loop import run_stage
 
-    workdir, steps, pause = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    train = dataclasses.replace(CONFIG.train, steps=steps, save_every=3)
-    run_stage(make(pause), dataclasses.replace(CONFIG, train=train), workdir)
+    workdir, steps, pause, *rest = sys.argv[1:]
+    config = override(CONFIG, ["--train.steps", steps, "--train.save_every", "3", *rest])
+    distributed.initialize()
+    run_stage(make(float(pause)), config, Path(workdir))
+
+
+if __name__ == "__main__":
+    run_door(main)
