@@ -146,7 +146,7 @@ def train(bench: Bench, config: Config, stage: str, whole: bool) -> dict:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch=batch // 2))
     step = found.program
     seconds, peaks, peak = bench.measure({"step": timing.waiting(step)})
-    metrics = {name: float(x) for name, x in step.metrics.items()}
+    metrics = {name: float(step.metrics[name]) for name in ("loss", "skipped")}
     if metrics["skipped"] or not np.isfinite(metrics["loss"]):
         raise FloatingPointError(f"loss {metrics['loss']}, skipped {metrics['skipped']}: no step to time")
     work = step_flops.window(config)
