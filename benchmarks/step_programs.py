@@ -55,8 +55,8 @@ def placed(x: Any, like: Any) -> jax.Array:
 
 def random_like(shapes: Any, seed: int = 0) -> Any:
     """Arrays for a tree of abstract ones: kernels keep the variance of what goes through them, gains are one, other
-    numbers are normal (modulations and biases small ones), integers 1 and flags true. Large arrays are made on their devices, small ones here: to compile a
-    program for each of their shapes would take longer."""
+    numbers are normal (modulations and biases small ones), integers 1 and flags true. Large arrays are made on their
+    devices, small ones here: to compile a program for each of their shapes would take longer."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
     keys, rng = jax.random.split(jax.random.key(seed), max(len(leaves), 1)), np.random.default_rng(seed)
 
