@@ -6,6 +6,9 @@
     offload   the same, moved to the host's memory meanwhile
     full      only the layers' inputs
 
+Of flash attention, "dots" and "names" keep what the kernel itself gives, log-sum-exp included: with its output alone
+the backward pass would run it again. "offload" does run it again.
+
 After Chen et al., "Training Deep Nets with Sublinear Memory Cost" (arXiv 1604.06174).
 """
 
@@ -35,9 +38,9 @@ def rematerialised(layer: Callable, policy: str, sharded: bool) -> Callable:
             return layer
         kept = policies.save_anything_except_these_names(WEIGHTS)
     elif policy == "dots":
-        kept = policies.dots_saveable
+        kept = policies.save_from_both_policies(policies.dots_saveable, _flash)
     elif policy == "names":
-        kept = policies.save_only_these_names(*NAMED)
+        kept = policies.save_from_both_policies(policies.save_only_these_names(*NAMED), _flash)
     elif policy == "offload":
         kept = policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[], names_which_can_be_offloaded=list(NAMED),
@@ -48,6 +51,11 @@ def rematerialised(layer: Callable, policy: str, sharded: bool) -> Callable:
     else:
         raise InputError(f"train.remat: expected one of {', '.join(POLICIES)}, found {policy!r}")
     return jax.checkpoint(layer, prevent_cse=False, policy=kept)
+
+
+def _flash(primitive, *_, **__) -> bool:
+    """Whether it is cuDNN's forward kernel. Splash names its results itself (``nn/attention/flash.py``)."""
+    return "dot_product_attention_fwd" in primitive.name
 
 
 def named_weights(weights):

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 from lpm_jax.nn.attention.api import Visible
 from lpm_jax.nn.attention.xla import flat
 
+KEPT = "self_attention"  # nn/remat.py
 BLOCK = 512  # rows and columns of a splash block
 
 
@@ -94,6 +95,7 @@ def splash(
     full = masks.MultiHeadMask([masks.FullMask((rows, columns))] * heads)
     run = kernel.make_splash_mha(
         full, head_shards=1, q_seq_shards=1, block_sizes=kernel.BlockSizes(**sizes),
+        residual_checkpoint_name=KEPT,
         interpret=jax.default_backend() == "cpu" and implementation == "splash_interpret",
     )  # fmt: skip
     scaled = padded(q, rows) * jnp.asarray(dim**-0.5, q.dtype)
