@@ -7,6 +7,7 @@ uv run serve.py --out talk.mp4 --image me.png --speak a.wav --listen b.wav --pro
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import socket
 import sys
@@ -17,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.schema import REFERENCES
+from lpm_jax.config import Config, from_dict
 from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.media import FPS, SAMPLE_RATE, Mp4Writer, check_output, check_prompt, load_audio
 from lpm_jax.pictures import load_image, read_references
-from lpm_jax.serving.library import Library
+from lpm_jax.serving.library import ASSETS, Library
 from lpm_jax.serving.progress import Progress
 
-SIZE = 128  # side of the bundled model's frames; larger models scale what they are given
 LISTEN_LEVEL = 0.4  # of the partner's voice under --mix-listen
 
 
@@ -49,6 +50,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--silent-seconds", type=float, metavar="S", help="an idle video of S seconds, without speech")
     add("--host", default="127.0.0.1", help="address of the page; other machines may only come in if you change it")
     add("--port", type=int, default=8000)
+    add("--sessions", type=int, default=1, metavar="N", help="conversations at a time; they take turns on the machine")
     return parser.parse_args(argv)
 
 
@@ -61,13 +63,25 @@ def main() -> None:
         raise InputError(f"--model: expected 'toy' or the folder of a checkpoint, found {args.model!r}")
     if not 0 <= args.seed < 2**31:
         raise InputError(f"--seed: expected 0 to {2**31 - 1}, found {args.seed}")
+    if not 1 <= args.sessions <= 64:
+        raise InputError(f"--sessions: expected 1 to 64, found {args.sessions}")
     if args.steps is not None and not 1 <= args.steps <= 100:
         raise InputError(f"--steps: expected 1 to 100, found {args.steps}")
-    references = {kind: load_image(path, SIZE) for kind, path in read_references(args.reference).items()}
+    size = picture_size(args.model)
+    references = {kind: load_image(path, size) for kind, path in read_references(args.reference).items()}
     if args.out is None:
-        live(args, references)
+        live(args, references, size)
     else:
-        to_file(args, references)
+        to_file(args, references, size)
+
+
+def picture_size(model: str) -> tuple[int, int]:
+    """Height and width of a model's frames, before JAX starts. A config that cannot be read is complained of later."""
+    folder = Path(model) if Path(model).is_dir() else ASSETS / model
+    try:
+        return from_dict(json.loads((folder / "config.json").read_text())).pixels
+    except (OSError, ValueError):  # InputError too
+        return Config("").pixels
 
 
 def tracks(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
@@ -90,13 +104,15 @@ def tracks(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
 
 def load_pipeline(model: str) -> Any:
     from lpm_jax import Pipeline  # JAX starts here, after every input was checked
+    from lpm_jax.compilation import keep_programs
 
+    keep_programs()
     return Pipeline.from_pretrained(model)
 
 
-def to_file(args: argparse.Namespace, references: dict[str, np.ndarray]) -> None:
+def to_file(args: argparse.Namespace, references: dict[str, np.ndarray], size: tuple[int, int]) -> None:
     out = check_output(args.out)
-    image = load_image(Library().first_character() if args.image is None else args.image, SIZE)
+    image = load_image(Library().first_character() if args.image is None else args.image, size)
     speak, listen = tracks(args)
     sound = speak if listen is None or not args.mix_listen else np.clip(speak + LISTEN_LEVEL * listen, -1, 1)
 
@@ -145,7 +161,7 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def live(args: argparse.Namespace, references: dict[str, np.ndarray]) -> None:
+def live(args: argparse.Namespace, references: dict[str, np.ndarray], size: tuple[int, int]) -> None:
     only_files = {"listen": args.listen, "silent-seconds": args.silent_seconds, "steps": args.steps}
     only_files |= {"mix-listen": args.mix_listen or None, "reference": references or None}
     for name, given in only_files.items():
@@ -155,7 +171,7 @@ def live(args: argparse.Namespace, references: dict[str, np.ndarray]) -> None:
     library = Library()
     defaults: dict[str, Any] = {"prompt": args.prompt, "seed": args.seed}
     if args.image is not None:
-        library.images["yours"] = load_image(args.image, SIZE)
+        library.images["yours"] = load_image(args.image, size)
         defaults["character"] = "yours"
     else:
         library.first_character()
@@ -164,7 +180,7 @@ def live(args: argparse.Namespace, references: dict[str, np.ndarray]) -> None:
 
     from lpm_jax.serving.live import serve  # the web server, and JAX in its own thread
 
-    serve(lambda: load_pipeline(args.model), listener, args.host, library, defaults)
+    serve(lambda: load_pipeline(args.model), listener, args.host, library, defaults, args.sessions, size)
 
 
 if __name__ == "__main__":

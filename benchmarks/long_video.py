@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from benchmarks.report import environment, progress
+from benchmarks.report import progress
 from benchmarks.toy import build_clips
 from data_pipeline.schema import SAMPLE_RATE
 from lpm_jax.checkpoint import write_json
 from lpm_jax.config import SampleConfig
+from lpm_jax.environment import environment
 from lpm_jax.errors import ArgumentParser, run_door
 
 
@@ -125,7 +126,9 @@ def main() -> int:
         )
     command = f"python -m benchmarks.long_video --clips {args.clips} --seconds {args.seconds:g} --steps {args.steps} "
     command += f"--segment {args.segment} --scale {args.scale:g}"
-    write_json(args.out / "long_video.json", {"command": command} | environment() | {"ways": rows})
+    write_json(
+        args.out / "long_video.json", {"command": command} | environment("opencv-python-headless") | {"ways": rows}
+    )
     print(f"written: {args.out / 'long_video.json'}", file=sys.stderr)
     return 0
 

@@ -1,14 +1,10 @@
-"""How the benchmarks speak: progress, a table of figures, and on what they were measured."""
+"""How the benchmarks speak: progress and a table of figures."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import importlib.metadata
 import math
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -78,40 +74,6 @@ def progress(items: Iterable, name: str, note: Callable[[], str] = lambda: "") -
         if i % max(1, count // 10) == 0 or i == count:
             line = f"{name}: {i}/{count}, {time.monotonic() - began:.0f} s {note()}"
             print(line.rstrip(), file=sys.stderr, flush=True)
-
-
-def environment() -> dict[str, Any]:
-    """Date, commit, versions and processor. No names of machines or people."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = models[0] if models else cpu
-    packages = ("jax", "flax", "numpy", "opencv-python-headless")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-    }
-
-
-def _commit() -> str:
-    def git(*words: str) -> str:
-        at = Path(__file__).parent
-        return subprocess.run(["git", *words], cwd=at, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        commit = git("rev-parse", "--short=12", "HEAD")
-        code = (":/", ":/!benchmarks/results", ":/!docs")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
-        return f"{commit} with changes" if changed else commit
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def resident_megabytes() -> float:

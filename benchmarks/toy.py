@@ -21,9 +21,10 @@ from jaxtyping import Float, Int16, UInt8
 
 from benchmarks import metrics
 from benchmarks.reader import Reader, Reading
-from benchmarks.report import Row, environment, progress, resident_megabytes, table
+from benchmarks.report import Row, progress, resident_megabytes, table
 from data_pipeline.schema import FPS, PARAM_INDEX, SAMPLE_RATE, SAMPLES_PER_FRAME
 from lpm_jax.checkpoint import write_json
+from lpm_jax.environment import environment
 from lpm_jax.errors import ArgumentParser, run_door
 from lpm_jax.training.sheets import save_sheet
 
@@ -360,7 +361,7 @@ def main() -> int:
     name = Path(args.model).name  # of a folder anywhere: the report names no machine's paths
     command = f"python -m benchmarks.toy --model {name} --clips {args.clips} --seconds {args.seconds:g} "
     command += f"--minutes {args.minutes} --seed {args.seed}"
-    result = {"command": command} | environment() | {"figures": [r.to_json() for r in rows]}
+    result = {"command": command} | environment("opencv-python-headless") | {"figures": [r.to_json() for r in rows]}
     result |= {"clips": details, "minutes": minutes}
     write_json(args.out / f"{name}.json", result)
     if args.sheet:

@@ -71,6 +71,7 @@ class Pipeline:
         grey = np.full((*self.size, 3), 128, np.uint8)
         stream = self.open(grey)
         stream.step(None, None)
+        stream.take_back()
         stream.set_prompt("smiles")
         stream.step(None, None)
         self.compile_seconds = time.perf_counter() - began
@@ -158,6 +159,7 @@ class Stream:
             jax.random.key(seed),
         )
         self._samples = generator.chunk_samples(config)
+        self._undo: generator.Undo | None = None
         self.time = 0.0
 
     def _ids(self, prompt: str) -> np.ndarray:
@@ -166,6 +168,18 @@ class Stream:
     def set_prompt(self, prompt: str) -> None:
         """Takes effect at the next chunk; motion goes on."""
         self._state = generator.set_prompt(self.pipeline.config, self.pipeline.params, self._state, self._ids(prompt))
+
+    def take_back(self) -> None:
+        """Undoes the last :meth:`step`, once: the stream is where it was before, bit for bit, with the prompt that it
+        has now. For a chunk that was made but never shown.
+
+        Raises:
+          RuntimeError: there is no step to take back.
+        """
+        if self._undo is None:
+            raise RuntimeError("take_back: expected a step since the beginning or the last one taken back, found none")
+        self._state = generator.rollback(self.pipeline.config, self._state, self._undo)
+        self._undo, self.time = None, self.time - self.pipeline.chunk_frames / FPS
 
     def step(
         self, speak: Float[np.ndarray, " n"] | None = None, listen: Float[np.ndarray, " m"] | None = None
@@ -180,6 +194,7 @@ class Stream:
                 padded[: min(len(track), self._samples)] = np.nan_to_num(np.float32(track)[: self._samples])
             tracks.append(padded[None])
             active.append(float(np.sqrt(np.mean(padded**2))) > SPEECH_FLOOR)
+        self._undo = generator.before(self.pipeline.config, self._state)
         self._state, frames = generator.chunk_step(self.pipeline.config, self.pipeline.params, self._state, *tracks)
         frames = np.asarray(frames[0])
         at, self.time = self.time, self.time + self.pipeline.chunk_frames / FPS

@@ -25,7 +25,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from lpm_jax.config import DiTConfig, MeshConfig
@@ -41,6 +41,7 @@ RULES: dict[str | None, tuple[str, ...]] = {
     "heads": ("tensor",),
     "hidden": ("tensor",),
 }
+AnyMesh = Mesh | AbstractMesh
 STORED = ("embed",)  # logical axes that are gathered before use
 
 
@@ -92,7 +93,7 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list | None = None) ->
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def check(mesh: Mesh, dit: DiTConfig, batch: int, tokens: int) -> None:
+def check(mesh: AnyMesh, dit: DiTConfig, batch: int, tokens: int) -> None:
     """Complains in one line where a model or batch does not divide over ``mesh``; ``tokens`` are patches of a frame.
 
     Raises:
@@ -124,7 +125,7 @@ def spec(names: tuple[str | None, ...], shape: tuple[int, ...], sizes: dict[str,
     return PartitionSpec(*parts)
 
 
-def sharding(mesh: Mesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+def sharding(mesh: AnyMesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
     """Where an array with these logical axes lives."""
     return NamedSharding(mesh, spec(names, shape, dict(mesh.shape)))
 
@@ -138,19 +139,19 @@ def axes_of(axes: Any, path: tuple, ndim: int) -> tuple[str | None, ...]:
     return (None,) * (ndim - len(names)) + names
 
 
-def shardings(mesh: Mesh, axes: Any, tree: Any) -> Any:
+def shardings(mesh: AnyMesh, axes: Any, tree: Any) -> Any:
     """A tree of shardings for ``tree``, which has arrays or abstract arrays, with the declared ``axes``."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: sharding(mesh, axes_of(axes, path, len(x.shape)), tuple(x.shape)), tree
     )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """The leading axis over the batch's mesh axes."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
     """A whole copy on each device."""
     return NamedSharding(mesh, PartitionSpec())
 

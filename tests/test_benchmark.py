@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import metrics, toy
-from benchmarks.report import Row, environment, table
+from benchmarks.report import Row, table
+from lpm_jax.environment import environment
 
 
 def waves(count: int = 6, frames: int = 96, seed: int = 0) -> list[np.ndarray]:

@@ -69,7 +69,9 @@ def main() -> None:
     size = bucket(args.image, args.resolution) if args.resolution else None
 
     from lpm_jax.base.video import Base  # JAX starts here
+    from lpm_jax.compilation import keep_programs
 
+    keep_programs()
     base = Base.from_pretrained(args.model)
     config = base.config
     if size is None and config.size >= 480:

@@ -67,7 +67,9 @@ def replica_groups(instruction: Instruction, devices: int) -> list[list[int]]:
     at = re.search(r"(?:^|[ ,])(?:replica_groups|source_target_pairs)=", rest)
     text = rest[at.end() :] if at else ""
     if text.startswith("mesh"):
-        return _mesh_groups(re.match(r"mesh\[[^\]]*\](?:, device_ids=\((?:[^()]|\([^()]*\))*\))? \{[^}]*\}", text)[0]).tolist()
+        return _mesh_groups(
+            re.match(r"mesh\[[^\]]*\](?:, device_ids=\((?:[^()]|\([^()]*\))*\))? \{[^}]*\}", text)[0]
+        ).tolist()
     if text.startswith("["):
         return _iota(_IOTA.match(text)[0]).tolist()
     groups = [_numbers(group) for group in re.findall(r"\{([\d,]+)\}", re.match(r"\{(?:\{[\d,]*\},?)*\}|", text)[0])]

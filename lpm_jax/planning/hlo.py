@@ -143,7 +143,9 @@ class _Walk:
                 target = (instruction.attribute("custom_call_target") or "").strip('"')
                 if not NOTHING.search(target):
                     shapes = [computation.instructions[name].kind for name in instruction.operands]
-                    kernel = Kernel(target, instruction.label, tuple(leaves(tuple(shapes))), tuple(leaves(instruction.kind)))
+                    kernel = Kernel(
+                        target, instruction.label, tuple(leaves(tuple(shapes))), tuple(leaves(instruction.kind))
+                    )
                     count.kernels[kernel] += 1
 
     def collective(self, computation: Computation, instruction: Instruction) -> Collective | None:

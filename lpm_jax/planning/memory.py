@@ -1,9 +1,9 @@
 """Memory of one device: what its arguments are, by their place in the tree, and what the compiler needs besides.
 
-    weights, average, optimiser      of a training state
-    cache, stream                    of a streaming state: keys and values; everything else it carries
-    batch, sound                     what each step is given
-    temporaries                      activations, gathered weights, gradients, scratch: whatever the compiler allocates
+weights, average, optimiser      of a training state
+cache, stream                    of a streaming state: keys and values; everything else it carries
+batch, sound                     what each step is given
+temporaries                      activations, gathered weights, gradients, scratch: whatever the compiler allocates
 """
 
 from __future__ import annotations

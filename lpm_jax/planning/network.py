@@ -81,7 +81,9 @@ class Pod:
     def _torus(self, kind: str, size: float, n: int, dims: list[tuple[int, int]]) -> float:
         widths = [self.links(i, extent) for i, extent in dims]
         if kind == "collective-permute":
-            return size / max(self.chip.link / self.chip.cores, *(w for (i, _), w in zip(dims, widths) if DIMS[i] == "core"), 0)
+            return size / max(
+                self.chip.link / self.chip.cores, *(w for (i, _), w in zip(dims, widths) if DIMS[i] == "core"), 0
+            )
         if kind.endswith("all-to-all"):
             return max(extent * size / 4 / width for (_, extent), width in zip(dims, widths, strict=True))
         return (2 if kind == "all-reduce" else 1) * size * (n - 1) / n / sum(widths)

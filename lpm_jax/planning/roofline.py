@@ -68,6 +68,4 @@ def roofline(count: Count, pod: Pod) -> Roofline:
             links[link] += times * seconds
     chip = pod.chip
     compute = sum(operations / chip.peak(dtype) for dtype, operations in count.flops.items())
-    return Roofline(
-        compute, count.traffic.hbm / chip.bandwidth, count.traffic.host / PCIE, dict(axes), dict(links)
-    )
+    return Roofline(compute, count.traffic.hbm / chip.bandwidth, count.traffic.host / PCIE, dict(axes), dict(links))

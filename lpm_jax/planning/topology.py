@@ -58,7 +58,9 @@ def parse(name: str, estimate: bool = False, chip: str = "") -> Topology:
     slices, kind, sizes = int(found[1] or 1), found[2], tuple(int(n) for n in found[3].split("x"))
     if kind == "cpu":
         if not chip:
-            raise InputError(f"--topology {name}: expected --chip ({', '.join(chips.CHIPS)}) too: whose figures to take")
+            raise InputError(
+                f"--topology {name}: expected --chip ({', '.join(chips.CHIPS)}) too: whose figures to take"
+            )
         kind, estimate = chip, True
     model = chips.find(kind)
     if 0 in sizes or not slices:

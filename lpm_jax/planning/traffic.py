@@ -16,7 +16,14 @@ FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
     "opt-barrier", "add-dependency", "domain", "while", "conditional", "call", "call-start", "async-start",
 }  # fmt: skip
-_VIEWS = ("bitcast", "reshape", "copy", "convert", "transpose", "get-tuple-element")  # a slice of it is one of its source
+_VIEWS = (
+    "bitcast",
+    "reshape",
+    "copy",
+    "convert",
+    "transpose",
+    "get-tuple-element",
+)  # a slice of it is one of its source
 
 
 class Traffic(NamedTuple):

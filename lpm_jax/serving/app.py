@@ -84,11 +84,12 @@ def create_app(
     library: Library | None = None,
     defaults: dict[str, Any] | None = None,
     any_host: bool = False,
-    image_size: int = 128,
+    image_size: tuple[int, int] = (128, 128),
+    sessions: int = 1,
 ) -> FastAPI:
     """The service. ``load`` returns a warm ``Pipeline`` and runs in the model's thread; ``defaults`` are those of
-    ``session.update``: character, prompt, seed."""
-    engine, library = Engine(load), library or Library()
+    ``session.update``: character, prompt, seed. ``sessions`` may be live at a time."""
+    engine, library = Engine(load, sessions), library or Library()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

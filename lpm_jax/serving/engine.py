@@ -11,23 +11,29 @@ from typing import Any
 
 
 class Engine:
-    """Loads a pipeline in its own thread and runs every call on it there, one after the other.
+    """Loads a pipeline in its own thread and runs every call on it there, one after the other: sessions take turns, a
+    chunk each.
 
     ``load`` returns a warm pipeline. The thread is a daemon: leaving the program does not wait for a compilation.
     """
 
-    def __init__(self, load: Callable[[], Any]) -> None:
-        self._load = load
+    def __init__(self, load: Callable[[], Any], sessions: int = 1) -> None:
+        """``sessions`` may be live at a time."""
+        self._load, self.sessions = load, sessions
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self.pipeline: Any = None
         self.error: BaseException | None = None
         self.loaded = threading.Event()  # set when loading ended, well or not
-        self.occupied = False  # by a live session; touched by the event loop only
+        self.live = 0  # sessions; touched by the event loop only
 
     @property
     def ready(self) -> bool:
         return self.pipeline is not None
+
+    @property
+    def occupied(self) -> bool:
+        return self.live >= self.sessions
 
     def start(self) -> None:
         self._thread.start()

@@ -26,7 +26,13 @@ class _Server(uvicorn.Server):
 
 
 def serve(
-    load: Callable[[], Any], listener: socket.socket, host: str, library: Library, defaults: dict[str, Any]
+    load: Callable[[], Any],
+    listener: socket.socket,
+    host: str,
+    library: Library,
+    defaults: dict[str, Any],
+    sessions: int = 1,
+    size: tuple[int, int] = (128, 128),
 ) -> None:
     """Serve the page on ``listener``. ``load`` returns a pipeline, cold; what it raises is raised here."""
     address, port = listener.getsockname()[:2]
@@ -40,7 +46,9 @@ def serve(
         print(f"ready after {time.perf_counter() - started:.1f} s: open {url} (Ctrl-C ends)", flush=True)
         return pipeline
 
-    app = create_app(warm, library=library, defaults=defaults, any_host=host not in LOOPBACK)
+    app = create_app(
+        warm, library=library, defaults=defaults, any_host=host not in LOOPBACK, image_size=size, sessions=sessions
+    )
     engine: Engine = app.state.engine
     config = uvicorn.Config(
         app, log_level="error", access_log=False, ws_max_size=4_000_000, timeout_graceful_shutdown=2, lifespan="on"

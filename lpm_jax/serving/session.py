@@ -22,6 +22,7 @@ from lpm_jax.media import check_prompt
 LISTEN_SECONDS = 3.0  # the microphone's ring
 LISTEN_LEAD = 0.1  # seconds of silence put before a microphone's first sound, so that late packets leave no holes
 FADE_SECONDS = 0.03  # of interrupted speech
+DROP_MARGIN = 0.1  # seconds: a chunk that begins sooner is as good as shown
 QUEUED_SECONDS = 900  # of speech may wait
 STARVED_SECONDS = 1.0  # after so long without new audio, speech without an end is played as far as it goes
 
@@ -73,6 +74,12 @@ class Utterance:
     ended: bool = False
     fed: float = field(default_factory=time.monotonic)
 
+    def put_back(self, samples: Float[np.ndarray, " samples"]) -> None:
+        """What was taken last is to be played after all."""
+        self.parts.appendleft(samples)
+        self.waiting += len(samples)
+        self.played -= len(samples)
+
     def append(self, samples: Float[np.ndarray, " samples"]) -> None:
         self.parts.append(samples)
         self.waiting += len(samples)
@@ -92,6 +99,18 @@ class Utterance:
         self.waiting -= len(taken)
         self.played += len(taken)
         return taken
+
+
+@dataclass
+class Made:
+    """The last chunk, while it can be taken back."""
+
+    begin: float  # seconds
+    frames: int
+    listen: np.ndarray | None  # what it heard
+    speaking: Utterance | None  # what was being spoken before it
+    spoken: np.ndarray  # of the utterance that it speaks
+    utterance: Utterance | None
 
 
 @dataclass(frozen=True)
@@ -123,6 +142,9 @@ class Session:
         self._queue: deque[Utterance] = deque()
         self._speaking: Utterance | None = None
         self._interrupted = False
+        self._shown = float("inf")  # seconds, when the interruption was asked for
+        self._made: Made | None = None
+        self._taken: tuple[np.ndarray, Utterance | None] = (np.zeros(0, np.float32), None)  # by the chunk being made
         self._count = 0
         self._lock = threading.Lock()
 
@@ -154,10 +176,12 @@ class Session:
             if self._queue:
                 self._queue[-1].ended = True
 
-    def interrupt(self) -> None:
-        """Stop speaking at the next chunk, faded, and forget what is queued."""
+    def interrupt(self, shown: float = float("inf")) -> None:
+        """Stop speaking at the next chunk, faded, and forget what is queued. ``shown`` is what has been played by now,
+        in seconds: a chunk that begins later is dropped and made anew (the event ``playback.dropped``)."""
         with self._lock:
-            self._interrupted = bool(self._queue)
+            self._interrupted = bool(self._queue or (self._made and len(self._made.spoken)))
+            self._shown = shown
 
     def set_prompt(self, prompt: str) -> None:
         prompt = check_prompt(prompt)
@@ -183,16 +207,43 @@ class Session:
         elif prompt is not None:
             self._stream.set_prompt(prompt)
         with self._lock:
+            dropped = self._drop() if image is None else None
+            speaking = self._speaking
             speak, events = self._next_speech()
-        chunk = self._stream.step(speak, self.listen.take(self.samples))
-        begin, self.frames = self.time, self.frames + len(chunk.frames)
+            made = Made(self.time, 0, None, speaking, *self._taken)
+        if dropped is None:
+            made.listen = self.listen.take(self.samples)
+        else:
+            made.listen = dropped.listen
+            events.insert(0, {"type": "playback.dropped", "time": round(dropped.begin, 4)})
+            begun = dropped.utterance
+            if begun is not None and begun is not dropped.speaking:  # its beginning was told, and is not heard now
+                events.append(_ended(begun, dropped.begin, self.pipeline.sample_rate, interrupted=True))
+        chunk = self._stream.step(speak, made.listen)
+        begin, made.frames = self.time, len(chunk.frames)
+        self.frames, self._made = self.frames + made.frames, made
         sound = np.zeros(self.samples, np.float32) if speak is None else speak
         return Block(begin, chunk.frames, sound, chunk.state, time.perf_counter() - started, tuple(events))
+
+    def _drop(self) -> Made | None:
+        """On an interruption, the last chunk taken back if it is not shown yet. The lock is held."""
+        made, self._made = self._made, None
+        if not self._interrupted or made is None or made.begin < self._shown + DROP_MARGIN:
+            return None
+        self._stream.take_back()
+        self.frames -= made.frames
+        if made.utterance is not None:
+            made.utterance.put_back(made.spoken)
+            if made.utterance not in self._queue:
+                self._queue.appendleft(made.utterance)
+        self._speaking = made.speaking
+        return made
 
     def _next_speech(self) -> tuple[np.ndarray | None, list[dict[str, Any]]]:
         """The next chunk of speech, padded with silence, and what it starts or ends. The lock is held."""
         events: list[dict[str, Any]] = []
         rate, now = self.pipeline.sample_rate, self.time
+        self._taken = (np.zeros(0, np.float32), None)
         if self._interrupted:
             self._interrupted = False
             current, self._queue = self._speaking, deque()
@@ -208,6 +259,7 @@ class Session:
         if not head.ended and head.waiting < self.samples and time.monotonic() - head.fed < STARVED_SECONDS:
             return None, events  # more is about to come: do not break words apart
         samples = head.take(self.samples)
+        self._taken = (samples, head)
         if self._speaking is not head and len(samples):
             self._speaking = head
             events.append({"type": "agent.speak_started", "speech": head.id, "time": round(now, 4)})

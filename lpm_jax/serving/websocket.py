@@ -4,7 +4,8 @@ In:  ``session.update`` {character, prompt, seed, video: vp8 | jpeg}, ``input_au
 message (the user), ``agent.speak`` {audio | sample | speech}, ``agent.speak_end``, ``agent.interrupt``,
 ``prompt.update`` {prompt}, ``playback`` {time}, ``session.keep_alive``.
 Out: ``status``, ``session.created``, ``session.updated``, ``disclosure``, ``agent.speak_started``,
-``agent.speak_ended``, ``stats`` (one per chunk), ``error`` {code, message}, ``session.closed`` {reason}.
+``agent.speak_ended``, ``playback.dropped`` {time} (what was sent from then on is not to be played: it comes anew),
+``stats`` (one per chunk), ``error`` {code, message}, ``session.closed`` {reason}.
 Audio in events is base64 of PCM16, 24 kHz, mono.
 """
 
@@ -71,10 +72,11 @@ class Conversation:
     async def run(self) -> None:
         await self.socket.accept()
         if self.engine.occupied:
-            await self.error("busy", "another session is live; this demo holds one at a time, try again later")
+            held = "one at a time" if self.engine.sessions == 1 else f"{self.engine.sessions} at a time"
+            await self.error("busy", f"another session is live; this service holds {held}, try again later")
             await self.close("busy", BUSY)
             return
-        self.engine.occupied = True
+        self.engine.live += 1
         tasks = [asyncio.create_task(self.receive()), asyncio.create_task(self.perform())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -92,7 +94,7 @@ class Conversation:
             try:
                 await asyncio.wait(tasks)
             finally:
-                self.engine.occupied = False
+                self.engine.live -= 1
 
     # Out.
 
@@ -132,6 +134,8 @@ class Conversation:
                     await self.close("bad_input", 1003)
                     return
                 continue
+            if any(event["type"] == "playback.dropped" for event in block.events):
+                encoder.rewind(round(block.time * pipeline.fps))
             messages = await asyncio.to_thread(lambda frames: list(encoder.encode(frames)), block.frames)
             first_frame = first_frame or time.perf_counter() - began
             pace = block.seconds if not pace else 0.8 * pace + 0.2 * block.seconds
@@ -205,7 +209,7 @@ class Conversation:
         elif kind == "agent.speak_end":
             session.end_speech()
         elif kind == "agent.interrupt":
-            session.interrupt()
+            session.interrupt(self.playhead.get(session.time))
         elif kind == "prompt.update":
             session.set_prompt(event.get("prompt", ""))
         elif kind == "playback":

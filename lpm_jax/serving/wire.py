@@ -37,6 +37,7 @@ class VideoEncoder:
 
     def __init__(self, codec: str, size: tuple[int, int], fps: int) -> None:
         self.codec, self.fps, self.index = codec, fps, 0
+        self._encoded, self._fresh = 0, False  # frames so far; whether the next must stand alone
         if codec == "vp8":
             self._encoder = av.CodecContext.create("libvpx", "w")
             self._encoder.height, self._encoder.width = size
@@ -47,13 +48,19 @@ class VideoEncoder:
             self._encoder.gop_size = KEY_FRAMES_APART
             self._encoder.options = {"deadline": "realtime", "cpu-used": "4", "lag-in-frames": "0", "crf": "4"}
 
+    def rewind(self, index: int) -> None:
+        """The frames from ``index`` on come anew, and do not build on those that they replace."""
+        self.index, self._fresh = index, True
+
     def encode(self, frames: UInt8[np.ndarray, "frames height width 3"]) -> Iterator[bytes]:
         """One message per frame, in order."""
         for picture in frames:
             seconds = self.index / self.fps
             if self.codec == "vp8":
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-                frame.pts = self.index
+                frame.pts, self._encoded = self._encoded, self._encoded + 1
+                if self._fresh:
+                    frame.pict_type, self._fresh = av.video.frame.PictureType.I, False
                 for packet in self._encoder.encode(frame):
                     yield pack(VP8, KEY if packet.is_keyframe else 0, self.index, seconds, bytes(packet))
             else:

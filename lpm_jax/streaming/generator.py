@@ -26,6 +26,8 @@ from lpm_jax.nn.attention import Visible
 from lpm_jax.nn.rope import angles_3d
 from lpm_jax.streaming import cache as rolling
 
+CACHE_SLOTS = 3  # the cache's axis of latent frames
+
 
 class StreamState(NamedTuple):
     """Everything a stream carries from chunk to chunk. A pytree of arrays; a copy of it is a snapshot."""
@@ -41,6 +43,18 @@ class StreamState(NamedTuple):
     listen: Float[Array, "b history"]
     vae: dict[str, Array]
     chunk: Int[Array, ""]  # index of the next chunk
+    key: Array
+
+
+class Undo(NamedTuple):
+    """What the next chunk will overwrite: enough to take it back (:func:`before`, :func:`rollback`)."""
+
+    cache: dit.Cache  # the slots that it writes
+    near: Array
+    speak: Array
+    listen: Array
+    vae: dict[str, Array]
+    chunk: Array
     key: Array
 
 
@@ -117,6 +131,29 @@ def set_prompt(config: Config, params: dict, state: StreamState, ids: Int[Array,
     return state._replace(text=text, text_mask=mask)
 
 
+@partial(jax.jit, static_argnums=0)
+def before(config: Config, state: StreamState) -> Undo:
+    """A copy of what the next :func:`chunk_step` changes: one chunk of the cache, not all of it. Prompts, references
+    and other chunks of the cache are not a step's to change."""
+    write = rolling.layout(config.stream, state.chunk)[3] + state.reference_times.shape[1]
+    slots = jax.tree.map(
+        lambda x: jax.lax.dynamic_slice_in_dim(x, write, config.stream.chunk, axis=CACHE_SLOTS), state.cache
+    )
+    kept = (state.near, state.speak, state.listen, state.vae, state.chunk, state.key)
+    return Undo(slots, *jax.tree.map(jnp.copy, kept))  # the step donates the originals
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def rollback(config: Config, state: StreamState, undo: Undo) -> StreamState:
+    """The stream as it was at :func:`before`, bit for bit, but with the prompt that it has now. ``state`` is donated,
+    and is the one that the very next step returned."""
+    write = rolling.layout(config.stream, undo.chunk)[3] + state.reference_times.shape[1]
+    cache = jax.tree.map(
+        lambda x, old: jax.lax.dynamic_update_slice_in_dim(x, old, write, axis=CACHE_SLOTS), state.cache, undo.cache
+    )
+    return state._replace(**undo._asdict() | {"cache": cache})
+
+
 def latent_step(
     config: Config,
     params: dict,
@@ -189,8 +226,7 @@ def latent_step(
     return state, dit.unpatchify(cfg, clean, *config.cells)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
-def chunk_step(
+def step(
     config: Config,
     params: dict,
     state: StreamState,
@@ -199,9 +235,12 @@ def chunk_step(
 ) -> tuple[StreamState, UInt8[Array, "b frames h w 3"]]:
     """The next chunk: ``chunk_samples(config)`` samples of each track at 24 kHz to ``4 * chunk`` frames.
 
-    ``params`` as ``pretrained.load`` returns them. ``state`` is donated: use only
-    the one returned.
+    ``params`` as :func:`lpm_jax.pretrained.load` returns them.
     """
     state, latents = latent_step(config, params, state, speak, listen)
     frames, decoder = vae.decode(config.vae, params["vae"], latents, state.vae)
     return state._replace(vae=decoder), vae.to_pixels(frames)
+
+
+#: :func:`step`, compiled. ``state`` is donated: use only the one returned.
+chunk_step = jax.jit(step, static_argnums=0, donate_argnums=2)

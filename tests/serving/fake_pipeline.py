@@ -33,6 +33,10 @@ class FakeStream:
     def set_prompt(self, prompt: str) -> None:
         self.prompt = prompt
 
+    def take_back(self) -> None:
+        self.calls.append("taken back")
+        self.time -= 0.5
+
     def step(self, speak: np.ndarray | None, listen: np.ndarray | None) -> Chunk:
         self.calls.append((speak, listen))
         time.sleep(self.pipeline.delay)

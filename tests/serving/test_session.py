@@ -109,6 +109,60 @@ def test_interrupt_fades_within_one_chunk(session):
     assert session.step().state == "speak"
 
 
+def test_a_chunk_that_was_not_shown_is_dropped_and_made_anew(session):
+    """Two chunks made, the first half played: the second goes, and what replaces it begins with the fade."""
+    session.say(np.full(10 * CHUNK, 0.5, np.float32))
+    session.step()
+    session.listen.append(ramp(CHUNK))
+    dropped = session.step()
+    assert (dropped.time, session.time) == (0.5, 1.0)
+    session.interrupt(shown=0.25)
+    block = session.step()
+    assert kinds(block) == ["playback.dropped", "agent.speak_ended"] and block.events[0]["time"] == 0.5
+    assert (block.time, session.time) == (0.5, 1.0)
+    fade = 720
+    assert np.allclose(block.audio[:fade], np.linspace(0.5, 0, fade), atol=1e-3) and not block.audio[fade:].any()
+    assert block.events[1]["playback_position"] == pytest.approx((CHUNK + fade) / 24_000, abs=1e-4)
+    first, second, taken, third = session._stream.calls
+    assert taken == "taken back" and first[1] is None
+    assert np.array_equal(third[1], second[1]) and third[1].any()  # what the user said is not lost
+    assert session.step().events == () and session.time == 1.5
+
+
+def test_a_chunk_that_is_as_good_as_shown_stays(session):
+    session.say(np.full(10 * CHUNK, 0.5, np.float32))
+    session.step()
+    session.step()
+    session.interrupt(shown=0.45)  # the second begins in 50 ms
+    block = session.step()
+    assert kinds(block) == ["agent.speak_ended"] and block.time == 1.0 and "taken back" not in session._stream.calls
+
+
+def test_speech_that_began_in_the_dropped_chunk_was_never_heard(session):
+    session.step()
+    session.say(np.full(CHUNK // 2, 0.5, np.float32))
+    assert kinds(session.step()) == ["agent.speak_started", "agent.speak_ended"]  # all of it is in this chunk
+    session.interrupt(shown=0.1)
+    block = session.step()
+    assert not block.audio.any() and kinds(block) == ["playback.dropped", "agent.speak_ended"]
+    ended = block.events[1]
+    assert ended["interrupted"] and ended["playback_position"] == 0 and ended["time"] == 0.5
+
+
+def test_only_the_last_chunk_is_dropped_and_only_once(session):
+    session.say(np.full(10 * CHUNK, 0.5, np.float32))
+    for _ in range(3):
+        session.step()
+    session.interrupt(shown=0.0)
+    assert session.step().time == 1.0
+    session.say(np.full(CHUNK, 0.5, np.float32))
+    session.step()
+    session.set_character(np.full((128, 128, 3), 200, np.uint8))
+    session.interrupt(shown=0.0)  # the new picture's stream has made nothing yet
+    block = session.step()
+    assert block.time == 2.0 and "taken back" not in session._stream.calls
+
+
 def test_interrupt_before_anything_was_heard(session):
     session.say(ramp(CHUNK))
     session.interrupt()

@@ -142,12 +142,16 @@ def test_streamed_speech_and_interrupt(service):
             client.send("agent.speak", audio=base64.b64encode(speech).decode())
         client.send("agent.speak_end")
         started = client.until("agent.speak_started")
-        client.until("stats")
+        for _ in range(2):  # one chunk plays, one waits
+            last = client.until("stats")
+        client.send("playback", time=last["time"] - 0.3)
         client.send("agent.interrupt")
         sent = time.monotonic()
+        dropped = client.until("playback.dropped")
         ended = client.until("agent.speak_ended")
-        assert ended["interrupted"] and time.monotonic() - sent < 1.1
-        assert ended["time"] - started["time"] <= 1.0 + 0.031
+        assert ended["interrupted"] and time.monotonic() - sent < 0.5  # made anew at once
+        assert dropped["time"] == last["time"] > started["time"]
+        assert ended["time"] - (last["time"] - 0.3) <= 0.5 + 0.1  # from the interruption to silence
         client.until("stats")
         assert client.until("stats")["state"] == "silence"
         client.until("stats")  # a chunk's sound follows its stats
@@ -228,6 +232,22 @@ def test_second_session_is_told_busy_and_the_place_is_freed(service):
         time.sleep(0.02)
     with conversation(service) as client:
         client.until("stats")
+
+
+def test_several_sessions_take_turns(service):
+    service.engine.sessions = 2
+    with conversation(service) as one, conversation(service, prompt="smiles") as two:
+        one.send("agent.speak", sample="hello")
+        started = one.until("agent.speak_started")
+        assert one.until("stats")["state"] == "speak"
+        for client in (one, two):
+            for _ in range(3):
+                client.until("stats")
+        assert all(e.get("state") in (None, "silence") for e in two.events)  # nobody hears the other
+        assert started["speech"] not in json.dumps(two.events)
+        with service.websocket_connect("/v1/ws") as third:
+            assert "2 at a time" in Client(third).read()["message"]
+    assert [s.prompt for s in service.pipeline.streams[-2:]] == ["", "smiles"]
 
 
 def test_a_failing_model_closes_the_session(service, monkeypatch):

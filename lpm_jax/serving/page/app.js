@@ -46,6 +46,7 @@ function events(event) {
     "session.created": () => {
       connection("live", "live");
       chunkSeconds = event.chunk_seconds;
+      player.shape(...event.size);
       if (event.character) select(event.character);
       if (event.prompt && !$("prompt").value) $("prompt").value = event.prompt;
       if (options.get("autospeak") === "1") say({ sample: $("samples").firstElementChild?.dataset.name });
@@ -58,6 +59,7 @@ function events(event) {
       if (event.interrupted && interruptedAt) $("silence").innerHTML = number(performance.now() - interruptedAt, "ms");
       interruptedAt = 0;
     }),
+    "playback.dropped": () => player.drop(event.time),
     stats: () => stats(event),
     error: () => {
       if (event.code === "busy") connection("busy", "another session is live, waiting …");

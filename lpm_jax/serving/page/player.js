@@ -115,6 +115,23 @@ export class Player {
     this.frames.splice(i, 0, { time, picture });
   }
 
+  // The picture's height and width, drawn large.
+  shape(height, width) {
+    this.canvas.width = Math.round((this.canvas.height * width) / height);
+    this.pen.imageSmoothingQuality = "high";
+  }
+
+  // What was received from `time` on is not to be played: it comes anew.
+  drop(time) {
+    const late = (thing) => thing.time > time - 0.001;
+    for (const frame of this.frames.filter(late)) frame.picture.close();
+    for (const block of this.blocks.filter(late)) block.source?.stop();
+    for (const kept of ["frames", "blocks", "calls"]) this[kept] = this[kept].filter((thing) => !late(thing));
+    this.end = Math.min(this.end, time);
+    if (this.decoder?.state === "configured") this.decoder.close();
+    this.decoder = null; // the next frame is a key frame
+  }
+
   tick() {
     this.follow();
     const heard = this.heard + 0.004;

@@ -1,0 +1,53 @@
+"""Lanes and layouts on 8 simulated devices equal one device."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from lpm_jax.config import MeshConfig
+from lpm_jax.errors import InputError
+from lpm_jax.streaming.lanes import Lanes
+from tests import tiny
+
+
+@pytest.mark.slow
+def test_every_layout_equals_one_device():
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.streaming.lanes_on"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ways = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(ways) == 7
+    for way in ways:
+        assert way["frames"] <= 1  # rounding
+        assert way["cache"] < 1e-5 * way["scale"]
+        assert way["taken back"] and way["compiled"] == [1, 1]
+        assert way["sharded"] == bool(way["mesh"])
+        for lane in ("generator", "vae"):  # each worked on every chunk, in order, one at a time
+            runs = [run for run in way["runs"] if run[0] == lane]
+            assert [chunk for _, chunk, _, _ in runs] == list(range(6)) or [c for _, c, _, _ in runs][:5] == [*range(5)]
+            assert all(a[3] <= b[2] + 1e-9 for a, b in zip(runs, runs[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    "mesh, decoder, message",
+    [
+        ({"tensor": 3}, None, "mesh: tensor x context is 3: expected a divisor of dit.heads, 2"),
+        ({"context": 3}, None, "mesh: ring x context is 3: expected a divisor of a frame's patches, 4"),
+        ({}, 3, "VAE: expected devices that divide 4 columns, found 3"),
+    ],
+)
+def test_what_does_not_divide_is_named(mesh, decoder, message):
+    one = jax.devices()[0]
+    with pytest.raises(InputError, match=message):
+        Lanes(
+            tiny.CONFIG,
+            {},
+            [one] * max([1, *mesh.values()]),
+            MeshConfig(**({"fsdp": 1} | mesh)),
+            [one] * (decoder or 1),
+        )
