@@ -41,11 +41,12 @@ def now() -> np.ndarray:
 class Probe:
     """Wraps a compiled step and, before every :data:`BLOCK` steps of the loop, runs it as often without the loop.
 
-    ``loop`` and ``alone`` hold the seconds of the blocks, in their order: on the wall, and of processors.
+    ``loop`` and ``alone`` hold the seconds of the blocks, in their order: on the wall, and of processors. ``dispatch``
+    holds those that the loop's calls took to return.
     """
 
     def __init__(self) -> None:
-        self.calls, self.loop, self.alone = 0, [], []
+        self.calls, self.loop, self.alone, self.dispatch = 0, [], [], []
         self.since: np.ndarray | None = None
 
     def __call__(self, step):
@@ -53,7 +54,10 @@ class Probe:
             self.calls += 1
             if self.calls > 1 and (self.calls - 2) % BLOCK == 0:  # the first call compiles
                 state = self.measure(step, state, batch, root)
-            return step(state, batch, root)
+            before = time.perf_counter()
+            result = step(state, batch, root)
+            self.dispatch.append(time.perf_counter() - before)
+            return result
 
         return probed
 
@@ -84,6 +88,8 @@ def measure(config, stage: str, workdir: Path, blocks: int, save_every: int) -> 
         run_stage(made, config, Path(scratch), around=probe)
         lines = (Path(scratch) / stage / "metrics.jsonl").read_text().splitlines()
     parts = host_parts([json.loads(line) for line in lines])
+    stall = parts.pop("save")
+    parts["dispatch"] = float(np.median(probe.dispatch))
     plain = [i for i in range(blocks) if i not in saved]
     loop, alone = np.array(probe.loop)[plain] / BLOCK, np.array(probe.alone)[plain] / BLOCK
     step, checkpoint = np.median(alone, axis=0), probe.loop[saved[-1]] - BLOCK * np.median(loop, axis=0)
@@ -96,10 +102,12 @@ def measure(config, stage: str, workdir: Path, blocks: int, save_every: int) -> 
         "compiled_step_seconds": both(step),
         "loop_step_seconds": both(np.median(loop, axis=0)),
         "outside_share": both(np.median(shares, axis=0)),
+        "outside_share_of_sums": both(loop.sum(axis=0) / alone.sum(axis=0) - 1),
         "outside_share_quartiles": [both(np.quantile(shares, q, axis=0)) for q in (0.25, 0.75)],
         "checkpoint_seconds": both(checkpoint),
-        "checkpoint_stall_seconds": parts.pop("save"),
+        "checkpoint_stall_seconds": stall,
         "checkpoint_share": both(checkpoint / (save_every * step)),
+        "host_share_were_nothing_hidden": sum(parts.values()) / float(step[0]),
         "host_milliseconds_per_step": {name: 1000 * seconds for name, seconds in parts.items()},
     }
 

@@ -158,10 +158,11 @@ def times(path: Path) -> dict[str, float | None]:
     seconds, each, before = 0.0, [], 0
     for line in path.read_text().splitlines() if path.is_file() else []:
         record = json.loads(line)
-        if "seconds_per_step" in record:
-            seconds += record["seconds_per_step"] * (record["step"] - before)
+        step = record.get("speed/seconds_per_step", record.get("seconds_per_step"))  # the latter in older curves
+        if step is not None:
+            seconds += step * (record["step"] - before)
             before = record["step"]
-            each.append(record["seconds_per_step"])
+            each.append(step)
     if not each:
         return {"seconds": None, "seconds_per_step": None}
     return {"seconds": round(seconds, 1), "seconds_per_step": round(sorted(each)[len(each) // 2], 4)}

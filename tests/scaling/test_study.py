@@ -245,10 +245,10 @@ def test_times_of_a_curve(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert sweep.times(path) == {"seconds": None, "seconds_per_step": None}
     lines = [
-        {"step": 20, "seconds_per_step": 1.0},
-        {"step": 40, "seconds_per_step": 0.2},
+        {"step": 20, "seconds_per_step": 1.0},  # as older curves call it
+        {"step": 40, "speed/seconds_per_step": 0.2},
         {"step": 40, "validation": {}},
     ]
-    lines.append({"step": 50, "seconds_per_step": 0.1})
+    lines.append({"step": 50, "speed/seconds_per_step": 0.1})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert sweep.times(path) == {"seconds": 25.0, "seconds_per_step": 0.2}
