@@ -12,7 +12,7 @@ from jaxtyping import install_import_hook
 # Every annotated function of these modules checks its arguments' and results' shapes and types while tests run.
 MODULES = (
     "nn models streaming flow checkpoint config sharding convert convert_files convert_parts mapping tensors flops "
-    "scaling"
+    "scaling planning plan"
 )
 TRAINING = "flow_matching latents loop stages state validation vae"
 CHECKED = [f"lpm_jax.{name}" for name in MODULES.split()]
