@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,10 @@ def write(path: Path | None, command: str, data: dict[str, Any]) -> None:
     if path is None:
         return
     from lpm_jax.checkpoint import write_json
-    from lpm_jax.planning.versions import versions
+    from lpm_jax.environment import environment
 
-    write_json(path, {"command": command} | versions() | data)
+    compilers = [name for name in ("jaxlib", "libtpu") if importlib.util.find_spec(name)]
+    write_json(path, {"command": command} | environment(*compilers) | data)
     print(f"written: {path}", file=sys.stderr)
 
 

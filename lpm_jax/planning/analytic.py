@@ -12,8 +12,9 @@ Counted per device, ``T`` tokens of ``D`` numbers (16 bits) in a layer, ``P`` th
     context     four all-to-alls of ``T D`` a block and pass, keys of the cache with them
     ring        keys and values once around a block and pass, twice backward
 
-A pass is forward, recomputation or backward. WORKING, FORWARD and BACKWARD are fitted to what libtpu made of ``lpm_17b``
-(docs/planning.md has the comparison), SAVED and RECOMPUTED are counted in ``models/dit.py``; nothing else is fitted.
+A pass is forward, recomputation or backward. WORKING, FORWARD and BACKWARD are fitted to what libtpu made of
+``lpm_17b`` (docs/planning.md has the comparison), SAVED and RECOMPUTED are counted in ``models/dit.py``; nothing else
+is fitted.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def shares(config: Config, stage: str, sizes: dict[str, int]) -> Shares:
     return Shares(tokens, config.dit.width, pair / sizes["tensor"], config.dit.depth // 2, stored)
 
 
-def memory(config: Config, stage: str, sizes: dict[str, int], limit: float) -> Memory:
+def memory(config: Config, stage: str, sizes: dict[str, int], limit: int | float) -> Memory:
     """What a step needs on one device of a mesh of these ``sizes``."""
     share = shares(config, stage, sizes)
     if stage == CHUNK:
@@ -142,7 +143,7 @@ def count(config: Config, stage: str, sizes: dict[str, int]) -> Count:
         found.flops["bf16"] = round(needed * (3 + again) / 3 + flash)
     blocks = 2 * share.pairs
 
-    def add(kind: str, axes: tuple[str, ...], size: float, times: float) -> None:
+    def add(kind: str, axes: tuple[str, ...], size: float, times: int | float) -> None:
         axes = tuple(a for a in axes if sizes[a] > 1)
         if axes and times:
             n = math.prod(sizes[a] for a in axes)
@@ -177,7 +178,7 @@ def _traffic(config: Config, stage: str, sizes: dict[str, int], share: Shares, r
         logits = attention_flops(config, stage) / (4 * config.dit.head_dim) / math.prod(sizes.values())
         moved += RING * logits * (forward + 2 * backward) * (rounds if stage == CHUNK else 1)
     if stage == CHUNK:
-        return Traffic(round(moved + 2 * rounds * memory(config, stage, sizes, 0).arguments["cache"]))
+        return Traffic(round(moved + 2 * rounds * memory(config, stage, sizes, 0.0).arguments["cache"]))
     moments = 2 + MOMENTS.get(config.train.optimizer, 2)
     host = 2 * HOST.get(config.train.remat, 0.0) * share.layer * 2 * share.pairs * config.train.accumulate
     return Traffic(round(moved + 2 * 4 * moments * share.stored), round(host))

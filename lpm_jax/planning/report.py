@@ -147,7 +147,7 @@ def _by_axes(count: Count) -> dict[str, float]:
     return dict(found)
 
 
-def size(value: float) -> str:
+def size(value: int | float) -> str:
     """Bytes in GiB, MiB or KiB: whichever is the largest of which there is a tenth."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
         if value >= unit / 10:
@@ -155,7 +155,7 @@ def size(value: float) -> str:
     return f"{value / 2**10:.2f} KiB"
 
 
-def duration(value: float) -> str:
+def duration(value: int | float) -> str:
     """Seconds, milliseconds or microseconds."""
     for unit, name in ((1, "s"), (1e-3, "ms")):
         if value >= unit:
