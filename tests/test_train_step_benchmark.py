@@ -332,6 +332,7 @@ def measured(monkeypatch, folder: Path, *words: str) -> dict:
     return json.loads(text)["runs"][-1]
 
 
+@pytest.mark.slow
 def test_the_step_from_end_to_end(tmp_path, monkeypatch, capsys):
     found = measured(monkeypatch, tmp_path, "--skip", "block")
     assert "train, remat names: MFU, of the measured peak" in capsys.readouterr().out

@@ -62,6 +62,7 @@ def run(*words, check: bool = True) -> subprocess.CompletedProcess:
 # ---- the door --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_streaming_step_from_the_command_line(config_file, tmp_path):
     out = tmp_path / "plan.json"
     done = run(config_file, "--stage", "chunk", "--topology", "h100:4", "--mesh", "fsdp=1,tensor=4", "--json", out)

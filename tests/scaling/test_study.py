@@ -65,6 +65,7 @@ def call(monkeypatch, *words: str) -> dict:
     return json.loads(Path(words[words.index("--out") + 1]).read_text())
 
 
+@pytest.mark.slow
 def test_a_study_trains_judges_and_resumes(workdir, tmp_path, monkeypatch, capsys):
     """A real run of three steps. Again, nothing is trained; with other questions the same weights are judged."""
     monkeypatch.setattr(validation, "Validator", lambda *_: lambda *_: {})

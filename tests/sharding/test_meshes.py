@@ -42,6 +42,7 @@ def three_axes() -> dict[str, dict]:
     return runs("online.causal", 20, SMALL, ["fsdp=2,context=2,tensor=2"])
 
 
+@pytest.mark.slow
 def test_three_axes_equal_one_device(three_axes):
     compare(dict(three_axes))
 
@@ -50,6 +51,7 @@ def golden_key() -> str:
     return "jax " + ".".join(jax.__version__.split(".")[:2])
 
 
+@pytest.mark.slow
 def test_collectives_are_those_that_were_reviewed(three_axes):
     """``python -m tests.sharding.test_meshes`` writes the file anew: look at what changed, and why."""
     golden = json.loads(GOLDEN.read_text())
