@@ -9,8 +9,10 @@ hold a checkpoint; the last one's cost (the first compiles) is spread over ``--s
 
 Beside the clock on the wall the process's own time on the processors is measured. Where these compute the step, work
 of the loop and of its threads (loader, checkpoint, TensorBoard) is taken from it, and shows there whatever else the
-machine does; on an accelerator most of it is hidden behind the step and only the wall counts. ``--workdir`` needs the
-autoencoder's weights (stage ``vae``); nothing is written there but the latents, if they are missing.
+machine does; on an accelerator most of it is hidden behind the step and only the wall counts. As the difference of two
+large numbers is uncertain on a busy machine, the loop is also run *empty*, with a step that returns at once: all that
+is left is its own work, hidden behind nothing. ``--workdir`` needs the autoencoder's weights (stage ``vae``); nothing
+is written there but the latents, if they are missing.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lpm_jax.checkpoint import write_json
-from lpm_jax.config import load_config
+from lpm_jax.config import TrainConfig, load_config
+from lpm_jax.environment import environment
 from lpm_jax.errors import ArgumentParser, run_door
 from lpm_jax.training.flow_matching import make_stage
 from lpm_jax.training.loop import run_stage
@@ -75,6 +79,33 @@ class Probe:
         return state
 
 
+class Empty:
+    """Instead of a compiled step: the state as it is, and metrics of zeros. ``times`` holds when each call came."""
+
+    def __init__(self) -> None:
+        self.times: list[np.ndarray] = []
+
+    def __call__(self, step):
+        def stand_in(state, batch, root):
+            if not self.times:
+                shapes = step.eval_shape(state, batch, root)[1]
+                self.metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            self.times.append(now())
+            return state, dict(self.metrics)
+
+        return stand_in
+
+
+def empty_loop(config, stage, scratch: Path) -> np.ndarray:
+    """Seconds a step of the loop without a step, on the wall and of processors, as often logged as by default."""
+    log_every = TrainConfig().log_every
+    never = {"save_every": 10**9, "validate_every": 10**9}
+    train = dataclasses.replace(config.train, steps=5 * log_every, log_every=log_every, **never)
+    stand_in = Empty()
+    run_stage(stage, dataclasses.replace(config, train=train), scratch, around=stand_in)
+    return (stand_in.times[-1] - stand_in.times[log_every - 1]) / (4 * log_every)
+
+
 def measure(config, stage: str, workdir: Path, blocks: int, save_every: int) -> dict:
     """Runs ``blocks`` pairs of blocks of ``stage`` and returns the figures."""
     every = BLOCK * max(blocks // 3, 1)
@@ -87,6 +118,8 @@ def measure(config, stage: str, workdir: Path, blocks: int, save_every: int) -> 
     with tempfile.TemporaryDirectory() as scratch:
         run_stage(made, config, Path(scratch), around=probe)
         lines = (Path(scratch) / stage / "metrics.jsonl").read_text().splitlines()
+    with tempfile.TemporaryDirectory() as scratch:
+        empty = empty_loop(config, made, Path(scratch))
     parts = host_parts([json.loads(line) for line in lines])
     stall = parts.pop("save")
     parts["dispatch"] = float(np.median(probe.dispatch))
@@ -107,7 +140,8 @@ def measure(config, stage: str, workdir: Path, blocks: int, save_every: int) -> 
         "checkpoint_seconds": both(checkpoint),
         "checkpoint_stall_seconds": stall,
         "checkpoint_share": both(checkpoint / (save_every * step)),
-        "host_share_were_nothing_hidden": sum(parts.values()) / float(step[0]),
+        "empty_loop_seconds": both(empty),
+        "empty_loop_share": both(empty / step),
         "host_milliseconds_per_step": {name: 1000 * seconds for name, seconds in parts.items()},
     }
 
@@ -140,7 +174,8 @@ def main() -> None:
     found = measure(config, args.stage, args.workdir, args.blocks, args.save_every)
     print(json.dumps(found, indent=2))
     if args.out:
-        write_json(args.out / "step_overhead.json", found)
+        command = f"python -m benchmarks.step_overhead --stage {args.stage} --blocks {args.blocks}"
+        write_json(args.out / "step_overhead.json", {"command": command} | environment() | {"figures": found})
 
 
 if __name__ == "__main__":
