@@ -85,7 +85,8 @@ def main() -> int:
     config = configure(args, rest, where.compiler)
     if where.chip.platform == "tpu" and where.compiler == "cpu" and not args.estimate and not args.chip:
         print("libtpu is not installed: an estimate from simulated CPU devices", file=sys.stderr)
-    return run(args, config, where, " ".join(["python -m lpm_jax.plan", *sys.argv[1:]]))
+    words = [word for i, word in enumerate(sys.argv) if i and "--json" not in (word, sys.argv[i - 1])]
+    return run(args, config, where, " ".join(["python -m lpm_jax.plan", *words]))
 
 
 def run(args: argparse.Namespace, config: Config, where: topology.Topology, command: str) -> int:

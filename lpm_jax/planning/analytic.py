@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections import Counter
 
 import jax
 
@@ -127,6 +128,14 @@ def instead(config: Config, stage: str, sizes: dict[str, int], compiled: Memory)
     guess = memory(config, stage, sizes, compiled.limit)
     total = sum(compiled.arguments.values()) + guess.temporaries
     return compiled._replace(temporaries=guess.temporaries, code=0, total=total)
+
+
+def corrected(compiled: Count, config: Config, stage: str, sizes: dict[str, int]) -> None:
+    """Of a program for simulated CPU devices: traffic as estimated, for that compiler hardly fuses and knows no flash
+    kernel; products in the model's type, which it widens."""
+    compiled.traffic = count(config, stage, sizes).traffic
+    if stage == CHUNK or config.train.dtype == "bfloat16":
+        compiled.flops = Counter(bf16=compiled.all_flops)
 
 
 def count(config: Config, stage: str, sizes: dict[str, int]) -> Count:

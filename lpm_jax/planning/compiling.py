@@ -53,6 +53,7 @@ def plan(config: Config, stage: str, where: Topology, devices: list[Any]) -> Pla
     needs = memory.measured(program, compiled, limit)
     if where.compiler == "cpu":  # the CPU compiler keeps what accelerators' do not: logits, 32-bit copies
         needs = analytic.instead(config, stage, dict(mesh.shape), needs)
+        analytic.corrected(count, config, stage, dict(mesh.shape))
     return dataclasses.replace(
         made, memory=needs, count=count, roofline=roofline(count, pod), collectives=report.rows(count, pod),
         unknown=unknown, seconds=seconds,

@@ -25,7 +25,7 @@ KINDS = (
 #: Custom calls that compute nothing.
 NOTHING = re.compile(
     r"AllocateBuffer|AsyncCollective|ConcatBitcast|ReshapeBitcast|Sharding|SPMD|annotate_device_placement|MoveTo(Host|"
-    r"Device)|Pin|Unpin|Barrier|CreateBuffer|PrepareAsyncCall|AssumeGatherIndicesInBound|LayoutConstraint"
+    r"Device)|SliceId|ZeroCrop|Pin|Unpin|Barrier|CreateBuffer|PrepareAsyncCall|AssumeGatherIndicesInBound|LayoutConstraint"
 )
 
 #: The label of all-reduces that gather, which libtpu prefers for groups of a whole slice.
@@ -134,8 +134,9 @@ class _Walk:
         elif opcode in ("call", "call-start", "async-start"):
             called = instruction.attribute("to_apply") or instruction.attribute("calls")
             count.add(self.walk(called, fused))
-        elif opcode.removesuffix("-start") in KINDS:
-            found = self.collective(computation, instruction)
+        elif opcode.removesuffix("-start") in KINDS or (opcode == "send" and "megascale" in instruction.rest):
+            read = self.across if opcode == "send" else self.collective
+            found = read(computation, instruction)
             if found is not None:
                 count.collectives[found] += 1
         else:
@@ -174,9 +175,26 @@ class _Walk:
         if widened:
             dtype, moved = "bf16", moved // 2
         label = instruction.label
-        if kind == "all-reduce" and all(self.placed(computation, operand.name) for operand in operands):
+        placed = sum(size(operand.kind) for operand in operands if self.placed(computation, operand.name))
+        if kind == "all-reduce" and 2 * placed > moved:
             label = GATHERS
         return Collective(kind, axes, n, moved, dtype, instruction.name, label, widened)
+
+    def across(self, computation: Computation, instruction: Instruction) -> Collective | None:
+        """A collective across TPU slices: the host carries it, so it is a ``send`` with notes."""
+        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
+        target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', instruction.rest)
+        if kind is None or target is None:
+            return None
+        slices = 0
+        for part in target[1].split(","):
+            first, _, last = part.partition(":")
+            slices += int(last or first) - int(first) + 1
+        name = kind[1].lower().replace("_", "-")
+        operand = computation.instructions[instruction.operands[0]].kind
+        moved = size(operand) * (slices if name == "all-gather" else 1)
+        dtype = next(leaves(operand)).dtype
+        return Collective(name, ("replica",), slices, moved, dtype, instruction.name, instruction.label)
 
     def placed(self, computation: Computation, name: str) -> bool:
         """Whether an array is a device's part placed among zeros: summed, it is gathered."""

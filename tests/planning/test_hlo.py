@@ -97,6 +97,27 @@ def test_libtpu(name, fsdp):
     assert dict(count.flops) == {"bf16": 6 * (3 + 2 + 6) * 2 * tokens * 512 * 512}
 
 
+ACROSS_SLICES = """HloModule two, is_scheduled=true, num_partitions=8
+
+ENTRY %main (param: f32[64,8,128]) -> f32[64,8,128] {
+  %param = f32[64,8,128]{2,1,0:T(8,128)} parameter(0)
+  %after-all = token[] after-all()
+  %send = (f32[64,8,128]{2,1,0:T(8,128)}, u32[]{:S(2)}, token[]) send(%param, %after-all), channel_id=2, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[64,8,128]{2,1,0:T(8,128)}, u32[]{:S(2)}, token[]) recv(%after-all), channel_id=1, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  ROOT %done = f32[64,8,128]{2,1,0:T(8,128)} recv-done(%recv), channel_id=1
+}
+"""
+
+
+def test_collectives_across_slices():
+    """libtpu hands them to the host, as it wrote them for two slices of ``v5e:2x2``."""
+    found = exchanges(hlo.analyse(ACROSS_SLICES, {"replica": 2, "fsdp": 4}))
+    assert found == {("all-reduce", ("replica",), 64 * 8 * 128 * 4): 1}
+
+
 def test_groups():
     """Every way XLA writes them, on a mesh of 2 x 2 x 2."""
     shape = {"a": 2, "b": 2, "c": 2}
