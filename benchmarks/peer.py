@@ -29,10 +29,10 @@ class Side(Protocol):
 class Peer:
     """The other process. ``command`` starts it; it answers each line with one JSON object."""
 
-    def __init__(self, command: list[str]):
+    def __init__(self, command: list[str], environment: dict[str, str] | None = None):
         """Waits until it is ready: ``{"modes": [...], "failed": {mode: why}, "torch": version}``."""
         pipe, repository = subprocess.PIPE, Path(__file__).parents[1]
-        self.process = subprocess.Popen(command, cwd=repository, stdin=pipe, stdout=pipe, text=True)
+        self.process = subprocess.Popen(command, cwd=repository, env=environment, stdin=pipe, stdout=pipe, text=True)
         try:
             self.ready = self._answer()
         except BaseException:
@@ -132,17 +132,18 @@ def play(ours: Side, peer: Peer, rounds: int) -> Turns:
     return turns
 
 
-def summary(turns: Turns, chunk_seconds: float) -> dict:
+def summary(turns: Turns, chunk_seconds: float, by: str = "seconds") -> dict:
     """Milliseconds a chunk (median over all chunks of all rounds) and how the peer's modes compare with ours.
 
-    ``result`` is the ratio of the peer's faster mode, ``peer``; ``ratio_within_rounds`` holds the quartiles of the
-    ratio of both sides' means in a round.
+    ``result`` is the ratio of the peer's faster mode, ``peer``, by the clock (``"seconds"``) or the processor's time
+    (``"cpu"``); ``ratio_within_rounds`` holds the quartiles of the clock's ratio of both sides' means in a round.
     """
     seconds, cpu = ({side: np.array([t[k] for t in x]) for side, x in turns.items()} for k in ("seconds", "cpu"))
     clock, busy = ({side: float(np.median(x)) for side, x in found.items()} for found in (seconds, cpu))
     modes = [side for side in turns if side != "ours"]
-    best = min(modes, key=clock.get)
-    ratio = {mode: round(clock[mode] / clock["ours"], 3) for mode in modes}
+    ratio, cpu_ratio = ({mode: round(found[mode] / found["ours"], 3) for mode in modes} for found in (clock, busy))
+    judged = cpu_ratio if by == "cpu" else ratio
+    best = min(modes, key=judged.get)
     within = {mode: seconds[mode].mean(1) / seconds["ours"].mean(1) for mode in modes}
 
     def milliseconds(found: dict[str, float]) -> dict[str, float]:
@@ -157,9 +158,10 @@ def summary(turns: Turns, chunk_seconds: float) -> dict:
         "times_real_time": {side: round(chunk_seconds / x, 3) for side, x in clock.items()},
         "ratio": ratio,
         "ratio_within_rounds": {mode: np.percentile(x, [25, 50, 75]).round(3).tolist() for mode, x in within.items()},
-        "cpu_ratio": {mode: round(busy[mode] / busy["ours"], 3) for mode in modes},
+        "cpu_ratio": cpu_ratio,
+        "of": "processor's time" if by == "cpu" else "clock",
         "peer": best,
-        "result": ratio[best],
+        "result": judged[best],
         "parts_milliseconds": {mode: parts(turns[mode]) for mode in modes},
         "rounds_milliseconds": {side: (1000 * x.mean(1)).round(1).tolist() for side, x in seconds.items()},
     }

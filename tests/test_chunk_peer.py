@@ -85,6 +85,10 @@ def test_summary():
     assert found["parts_milliseconds"]["eager"] == {"audio": 600}
     assert found["rounds_milliseconds"]["ours"] == [100, 200]
     json.dumps(found, allow_nan=False)
+    turns["eager"][0]["cpu"] = turns["eager"][1]["cpu"] = [0.05, 0.05]
+    found = summary(turns, 0.5, "cpu")
+    assert (found["of"], found["peer"], found["result"]) == ("processor's time", "eager", 0.25)
+    assert found["ratio"]["eager"] == 2
 
 
 @pytest.mark.parametrize("python", ["/nowhere/python", "/", "true", sys.executable])
@@ -100,6 +104,57 @@ def test_the_door_refuses_before_anything_is_loaded(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["chunk_peer", *arguments])
         with pytest.raises(InputError, match="expected a Python|at least one round|required: --torch-python"):
             chunk_peer.main()
+
+
+class Played:
+    """Stands for the peer in :func:`chunk_peer.main`: gives our own results back, takes a millisecond."""
+
+    ready = READY | {"modes": ["eager"], "failed": {"compiled": "no compiler"}}
+
+    def __init__(self, command: list[str], environment: dict[str, str]):
+        folder = Path(command[-1])
+        assert set(load_file(folder / "check.safetensors")) == {"speak", "listen", "noise"}
+        assert json.loads((folder / "setting.json").read_text())["config"]["height"] == 32
+        Played.environment = environment
+        save_file({"latents": Played.given.latents, "frames": Played.given.frames}, folder / "eager.safetensors")
+
+    def go(self, mode: str) -> dict:
+        return turn(0.001, audio=0.001)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("load, judged", [(0.0, True), (99.0, False)])
+def test_the_file_says_what_was_measured(pipeline, given, load, judged, tmp_path, monkeypatch, capsys):
+    Played.given = given
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr(chunk_peer, "Peer", Played)
+    monkeypatch.setattr(chunk_peer, "give", lambda *_: given)
+    monkeypatch.setattr(chunk_peer, "find_torch", lambda python: python)
+    monkeypatch.setattr(chunk_peer.Pipeline, "from_pretrained", lambda _: pipeline)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    python = str(tmp_path / "python")
+    arguments = ["--torch-python", python, "--rounds", "2", "--chunks", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["chunk_peer", *arguments])
+    assert chunk_peer.main() == 0
+    text = (tmp_path / "chunk_peer.json").read_text()
+    found = json.loads(text)
+    assert python not in text
+    assert {"jax", "torch"} <= set(found["versions"])
+    assert found["not_run"] == {"compiled": "no compiler"}
+    assert found["equality"]["eager"]["levels"] == 0
+    assert set(found["parts_milliseconds"]) == {"eager", "ours"}
+    assert found["load"]["in the last"] == load and found["busy"] is not judged
+    assert (found["result"] is not None) is judged
+    assert len(found["rounds_milliseconds"]["ours"]) == 2
+    assert (Played.environment.get("OMP_WAIT_POLICY") == "PASSIVE") is not judged
+    said = capsys.readouterr().out
+    assert "torch compiled: not run: no compiler" in said
+    assert ("not judged" in said) is not judged
 
 
 # --- the step itself ------------------------------------------------------------------------------------------------
