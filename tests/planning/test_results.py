@@ -38,8 +38,9 @@ def test_a_block_of_training(name):
     layer = 2 * 21 * PATCHES // 4 * WIDTH
     # Ulysses: q, k, v and the result; forward, recomputed, backward.
     assert moved(data, "all-to-all", "context") / BLOCKS == pytest.approx(3 * 4 * layer, rel=0.05)
-    gathered = moved(data, "all-gather", "fsdp x context") + moved(data, "all-reduce", "fsdp x context", "gathers")
-    assert gathered / BLOCKS == pytest.approx(2 * 2 * (THROUGH + OTHER), rel=0.05)
+    # Weights gathered twice, and gradients of what tokens go through; for v5p libtpu writes both as all-reduces.
+    stored = moved(data, "all-gather", "fsdp x context") + moved(data, "all-reduce", "fsdp x context")
+    assert stored / BLOCKS == pytest.approx(2 * 2 * (THROUGH + OTHER) + 2 * THROUGH, rel=0.05)
     # Products, in TFLOP: linear ones forward, recomputed and twice backward; attention by the kernel, whose gradient
     # takes three and four products where the forward pass has two, over blocks of 512.
     tokens, words, sounds = 21 * PATCHES / 4, 512, 4 * (9 + 19)
