@@ -329,6 +329,9 @@ def forward(
     x = sharding.constrain(x, "batch", None, "tokens", None)
     block = Block(config, implementation)
 
+    def of_layer(index, which):
+        return lambda stacked: jax.lax.dynamic_index_in_dim(stacked, index, 0, keepdims=False)[which]
+
     def pair(x, layer):
         weights, index = layer
         weights = named_weights(sharding.gather(declared["blocks"], restored(weights)))
@@ -336,8 +339,7 @@ def forward(
         for which, kind in enumerate(KINDS):
             context = None
             if cache is not None:
-                read = lambda c: jax.lax.dynamic_index_in_dim(c, index, 0, keepdims=False)[which]  # noqa: E731
-                context = Context(*restored(jax.tree.map(read, cache)))
+                context = Context(*restored(jax.tree.map(of_layer(index, which), cache)))
             x, kv = block.apply(
                 {"params": weights[kind]},
                 x, e, video, text, conditions.text_mask, getattr(conditions, kind), positions, context,
