@@ -46,6 +46,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"more pictures: {', '.join(REFERENCES[1:])}",
     )
     add("--steps", type=int, metavar="N", help="denoising steps per chunk (default: what the model was trained for)")
+    add("--dtype", choices=("float32", "bfloat16"), help="of the computation (default: what is fast here)")
+    add("--weights", choices=("int8", "float8"), default="", help="keep the transformer's weights in 8 bits")
+    add("--cache", choices=("int8", "float8"), default="", help="keep its cache of keys and values in 8 bits")
+    add("--chunk", type=int, metavar="N", help="latent frames of a chunk, 4 video frames each (default: the model's)")
     add("--mix-listen", action="store_true", help="let the partner be heard, quietly, in the file")
     add("--silent-seconds", type=float, metavar="S", help="an idle video of S seconds, without speech")
     add("--host", default="127.0.0.1", help="address of the page; other machines may only come in if you change it")
@@ -65,6 +69,8 @@ def main() -> None:
         raise InputError(f"--seed: expected 0 to {2**31 - 1}, found {args.seed}")
     if not 1 <= args.sessions <= 64:
         raise InputError(f"--sessions: expected 1 to 64, found {args.sessions}")
+    if args.chunk is not None and not 1 <= args.chunk <= 24:
+        raise InputError(f"--chunk: expected 1 to 24, found {args.chunk}")
     if args.steps is not None and not 1 <= args.steps <= 100:
         raise InputError(f"--steps: expected 1 to 100, found {args.steps}")
     size = picture_size(args.model)
@@ -102,12 +108,13 @@ def tracks(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
     return speak, None if listen is None else np.pad(listen, (0, length - len(listen)))
 
 
-def load_pipeline(model: str) -> Any:
+def load_pipeline(args: argparse.Namespace) -> Any:
     from lpm_jax import Pipeline  # JAX starts here, after every input was checked
     from lpm_jax.compilation import keep_programs
 
     keep_programs()
-    return Pipeline.from_pretrained(model)
+    changes = {"weights": args.weights, "cache": args.cache, "chunk": args.chunk}
+    return Pipeline.from_pretrained(args.model, args.dtype, {k: v for k, v in changes.items() if v})
 
 
 def to_file(args: argparse.Namespace, references: dict[str, np.ndarray], size: tuple[int, int]) -> None:
@@ -116,7 +123,7 @@ def to_file(args: argparse.Namespace, references: dict[str, np.ndarray], size: t
     speak, listen = tracks(args)
     sound = speak if listen is None or not args.mix_listen else np.clip(speak + LISTEN_LEVEL * listen, -1, 1)
 
-    pipe = load_pipeline(args.model)
+    pipe = load_pipeline(args)
     if (pipe.fps, pipe.sample_rate) != (FPS, SAMPLE_RATE):
         raise InputError(f"--model: expected {FPS} fps and {SAMPLE_RATE} Hz, found {pipe.fps} and {pipe.sample_rate}")
     print("compiling ...", flush=True)
@@ -180,7 +187,7 @@ def live(args: argparse.Namespace, references: dict[str, np.ndarray], size: tupl
 
     from lpm_jax.serving.live import serve  # the web server, and JAX in its own thread
 
-    serve(lambda: load_pipeline(args.model), listener, args.host, library, defaults, args.sessions, size)
+    serve(lambda: load_pipeline(args), listener, args.host, library, defaults, args.sessions, size)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
     uv run python -m benchmarks.chunk_peer --torch-python PATH --rounds 15 --out benchmarks/results
 
-PATH is a Python with torch, numpy and safetensors. The peer (``benchmarks/torch_chunk.py``) has the same weights,
-float32 as we stream, the same sizes, cache, evaluations and cores, and runs eager and compiled. First both continue one
-stream under way with the same sound and noise: latents must agree within 1e-3 and frames within one level of 255, else
-nothing is timed. Then they take turns, round by round and in both orders, so that what else the machine does falls on
-both. A turn is one chunk that does not count, then ``--chunks`` that do.
+PATH is a Python with torch, numpy and safetensors. The peer (``benchmarks/torch_chunk.py``) has the same weights, the
+same sizes, cache, evaluations and cores, and runs eager and compiled: in float32 or, with ``--dtype bfloat16``, under
+PyTorch's autocast. First both continue one stream under way with the same sound and noise: in float32 latents must
+agree within 1e-3 and frames within one level of 255, in bfloat16 within what rounding makes, else nothing is timed.
+Then they take turns, round by round and in both orders, so that what else the machine does falls on both. A turn is
+one chunk that does not count, then ``--chunks`` that do.
 
 The result is the median of the peer's faster mode over ours: above one we are faster. It is the clock's where the
 machine was quiet (at the beginning, a load of no more than its cores). On a busy one it is the processor's time, and
@@ -45,7 +46,8 @@ from lpm_jax.streaming.generator import StreamState
 CHECKED = 3  # chunks that are compared
 LEAD = 4  # chunks before them: the window slides
 MODES = ("eager", "compiled")
-LATENTS, LEVELS = 1e-3, 1  # how far results may differ
+#: How far latents and frames may differ, by dtype: bfloat16 keeps 8 bits of latents of about 1, over two evaluations.
+CLOSE = {"float32": (1e-3, 1), "bfloat16": (0.25, 12)}
 STATE = ("reference_times", "reference_valid", "anchor", "near", "text", "text_mask", "speak", "listen")
 
 
@@ -87,39 +89,41 @@ def give(pipeline: Pipeline, picture: Any, speak: np.ndarray, listen: np.ndarray
     return Given(start, speak, listen, *map(np.stack, (noise, latents, frames)))
 
 
-def setting(pipeline: Pipeline, weights: Path, chunks: int) -> dict:
+def setting(pipeline: Pipeline, weights: Path, chunks: int, dtype: str = "float32") -> dict:
     """What the peer must know besides tensors."""
     height, width = pipeline.config.pixels
     config = dataclasses.asdict(pipeline.config) | {"height": height, "width": width}
-    return {"config": config, "weights": str(weights), "chunks": chunks, "threads": cores(), "modes": MODES}
+    found = {"config": config, "weights": str(weights), "chunks": chunks, "dtype": dtype}
+    return found | {"threads": cores(), "modes": MODES}
 
 
 def save(folder: Path, given: Given) -> None:
     """The tensors that the peer reads, without the batch's axis."""
     state = given.state
-    tensors = {name: np.asarray(getattr(state, name)[0]) for name in STATE}
-    cache = np.stack([np.asarray(x)[:, :, 0] for x in state.cache], axis=2)  # [pairs, 2, k or v, slots, ...]
+    plain = lambda x: np.asarray(x.astype(np.float32) if x.dtype == jax.numpy.bfloat16 else x)  # noqa: E731
+    tensors = {name: plain(getattr(state, name)[0]) for name in STATE}
+    cache = np.stack([plain(x)[:, :, 0] for x in state.cache], axis=2)  # [pairs, 2, k or v, slots, ...]
     (past,) = state.vae.values()
-    tensors |= {"cache": cache.reshape(-1, *cache.shape[2:]), "past": np.asarray(past[0])}
+    tensors |= {"cache": cache.reshape(-1, *cache.shape[2:]), "past": plain(past[0])}
     tensors["chunk"] = np.asarray(state.chunk)
     save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / "state.safetensors")
     save_file({name: getattr(given, name) for name in ("speak", "listen", "noise")}, folder / "check.safetensors")
 
 
-def compare(given: Given, folder: Path, modes: list[str]) -> dict[str, dict]:
+def compare(given: Given, folder: Path, modes: list[str], dtype: str = "float32") -> dict[str, dict]:
     """How far each mode's results lie from ours.
 
     Raises:
       RuntimeError: further than rounding; then times would compare different things.
     """
-    found = {}
+    found, close = {}, CLOSE[dtype]
     for mode in modes:
         made = load_file(folder / f"{mode}.safetensors")
         latents = float(np.abs(made["latents"] - given.latents).max())
         levels = int(np.abs(made["frames"].astype(int) - given.frames).max())
-        if not (latents <= LATENTS and levels <= LEVELS):
+        if not (latents <= close[0] and levels <= close[1]):
             raise RuntimeError(
-                f"torch {mode}: expected latents within {LATENTS:g} and frames within {LEVELS}, found {latents:.2g} "
+                f"torch {mode}: expected latents within {close[0]:g} and frames within {close[1]}, found {latents:.2g} "
                 f"and {levels}"
             )
         one_off = float((made["frames"] != given.frames).mean())
@@ -185,6 +189,7 @@ def main() -> int:
     parser.add_argument("--model", default="toy", help="bundled model or folder: a toy")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--chunks", type=int, default=3, help="chunks of a turn that count")
+    parser.add_argument("--dtype", choices=CLOSE, default="float32")
     parser.add_argument("--cores", type=int, default=0, help="that both sides are kept to; 0: all there are")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the JSON file")
     args = parser.parse_args()
@@ -194,16 +199,18 @@ def main() -> int:
     if args.cores:
         keep_to(args.cores)  # before JAX makes its threads
     python = find_torch(args.torch_python)
-    pipeline, assets = Pipeline.from_pretrained(args.model), pretrained.BUNDLED
+    pipeline, assets = Pipeline.from_pretrained(args.model, args.dtype), pretrained.BUNDLED
     sounds = (load_audio(assets / "samples" / f"{name}.flac") for name in ("story", "partner"))
     given = give(pipeline, assets / "characters" / "1-mei.png", *sounds)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_json(folder / "setting.json", setting(pipeline, pretrained.locate(args.model).resolve(), args.chunks))
+        write_json(
+            folder / "setting.json", setting(pipeline, pretrained.locate(args.model).resolve(), args.chunks, args.dtype)
+        )
         save(folder, given)
         waits = {"OMP_WAIT_POLICY": "PASSIVE"} if busy else {}
         with Peer([python, "-m", "benchmarks.torch_chunk", str(folder)], waits | os.environ) as peer:
-            equal = compare(given, folder, peer.ready["modes"])
+            equal = compare(given, folder, peer.ready["modes"], args.dtype)
             ours = Ours(pipeline, given, args.chunks)
             loads.append(os.getloadavg()[0])
             turns = play(ours, peer, args.rounds)
@@ -213,7 +220,8 @@ def main() -> int:
     judged = not busy or cores() == 1
     found["parts_milliseconds"]["ours"] = {k: round(1000 * v, 2) for k, v in ours.parts().items()}
     command = f"python -m benchmarks.chunk_peer --torch-python PATH --model {Path(args.model).name} "
-    command += f"--rounds {args.rounds} --chunks {args.chunks}" + (f" --cores {args.cores}" if args.cores else "")
+    command += f"--rounds {args.rounds} --chunks {args.chunks} --dtype {args.dtype}"
+    command += f" --cores {args.cores}" if args.cores else ""
     result = {"command": command} | environment()
     result["versions"]["torch"] = ready["torch"]
     told = ("at the beginning", "in the first round", "in the last")
@@ -230,7 +238,7 @@ def main() -> int:
     print(table(rows))
     for mode, why in ready["failed"].items():
         print(f"torch {mode}: not run: {why}")
-    path = args.out / (f"chunk_peer_{args.cores}.json" if args.cores else "chunk_peer.json")
+    path = args.out / f"chunk_peer_{args.dtype}{f'_{args.cores}' if args.cores else ''}.json"
     write_json(path, result | found)
     if not judged:
         print(f"a load of {loads[0]:.1f} on {os.cpu_count()} cores: not judged; a quiet machine or --cores 1 would be")

@@ -226,13 +226,15 @@ def main(folder: Path) -> None:
     state, given = (load_file(folder / f"{name}.safetensors") for name in ("state", "check"))
     model = load(config, setting["weights"])
     streams, failed = {}, {}
+    half = torch.autocast("cpu", torch.bfloat16, enabled=setting["dtype"] == "bfloat16")  # PyTorch's own way
     freeze = partial(torch.compile, options={"freezing": True})  # weights as constants: a tenth faster
     wraps = {"eager": lambda f: f, "compiled": freeze}
     for mode in setting["modes"]:
         began = time.perf_counter()
         try:
             stream = Stream(config, model, state, wraps[mode])
-            check(stream, given, folder / f"{mode}.safetensors")
+            with half:
+                check(stream, given, folder / f"{mode}.safetensors")
         except Exception as error:
             if mode == "eager":
                 raise
@@ -246,7 +248,8 @@ def main(folder: Path) -> None:
         if word != "go" or mode not in streams:
             say(error=f"expected go {'|'.join(streams)}, found {line.strip()!r}")
             continue
-        say(**take_turn(streams[mode], given, setting["chunks"]))
+        with half:
+            say(**take_turn(streams[mode], given, setting["chunks"]))
 
 
 if __name__ == "__main__":

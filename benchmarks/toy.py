@@ -334,7 +334,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the streams' noise")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for toy.json")
     parser.add_argument("--sheet", type=Path, help="PNG of held-out frames: truth above result")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--weights", choices=("int8", "float8"), default="", help="of the transformer, in memory")
+    parser.add_argument("--cache", choices=("int8", "float8"), default="", help="likewise")
+    parser.add_argument("--chunk", type=int, help="latent frames a step")
     args = parser.parse_args()
+    options = {k: v for k, v in (("weights", args.weights), ("cache", args.cache), ("chunk", args.chunk)) if v}
     if args.clips < 2 or args.seconds < 2 or args.minutes < 0:
         parser.error("expected at least 2 clips of at least 2 seconds, and no negative minutes")
 
@@ -342,7 +347,7 @@ def main() -> int:
     if args.model != "truth":
         from lpm_jax.pipeline import Pipeline
 
-        pipeline = Pipeline.from_pretrained(args.model)
+        pipeline = Pipeline.from_pretrained(args.model, args.dtype, options)
         pipeline.warm_up()
     speak, listen = (build_clips(kind, args.clips, args.seconds) for kind in ("speak", "listen"))
     perform = Streamer(pipeline, args.seed) if pipeline else play_truth
@@ -360,7 +365,10 @@ def main() -> int:
 
     name = Path(args.model).name  # of a folder anywhere: the report names no machine's paths
     command = f"python -m benchmarks.toy --model {name} --clips {args.clips} --seconds {args.seconds:g} "
-    command += f"--minutes {args.minutes} --seed {args.seed}"
+    command += f"--minutes {args.minutes} --seed {args.seed} --dtype {args.dtype}"
+    command += "".join(f" --{k} {v}" for k, v in options.items())
+    half = {"dtype": args.dtype} if args.dtype != "float32" else {}
+    name += "".join(f"_{k}_{v}" for k, v in (half | options).items())
     result = {"command": command} | environment("opencv-python-headless") | {"figures": [r.to_json() for r in rows]}
     result |= {"clips": details, "minutes": minutes}
     write_json(args.out / f"{name}.json", result)

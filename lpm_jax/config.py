@@ -197,8 +197,13 @@ class StreamConfig:
     carry: float = 0.6
     references: int = 2  # slots for views and expressions beside the first frame and the global appearance
     attention: str = ""  # backend of self-attention (nn/attention); "": the platform's
+    weights: str = ""  # of the transformer's kernels in memory: "int8", "float8" or ""; as they are
+    cache: str = ""  # of its keys and values, likewise
 
     def __post_init__(self) -> None:
+        for name in ("weights", "cache"):
+            if getattr(self, name) not in ("", "int8", "float8"):
+                raise InputError(f"stream.{name}: expected int8, float8 or nothing, found {getattr(self, name)!r}")
         for name, least in (("chunk", 1), ("sink", 0), ("window", 1), ("references", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"stream.{name}: expected at least {least}, found {getattr(self, name)}")

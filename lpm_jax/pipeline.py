@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,20 @@ from lpm_jax.config import Config
 from lpm_jax.errors import InputError
 from lpm_jax.media import check_prompt, load_audio
 from lpm_jax.models import conditions, text
+from lpm_jax.nn.quantized import restored
 from lpm_jax.pictures import load_image, reference_kind
 from lpm_jax.streaming import generator
 
+AMX = "amx_bf16"  # matrix units for bfloat16, as Linux names them
 SPEECH_FLOOR = 1e-3  # RMS below which half a second of sound counts as silence
+
+
+def native_dtype() -> Any:
+    """bfloat16 where the machine multiplies it faster: GPUs, TPUs, processors with AMX; else float32."""
+    if jax.default_backend() != "cpu":
+        return jnp.bfloat16
+    cpus = Path("/proc/cpuinfo")
+    return jnp.bfloat16 if cpus.is_file() and AMX in cpus.read_text().split() else jnp.float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +52,7 @@ class Pipeline:
         """``prompts`` makes ids of a prompt; by default the small encoder's."""
         self.config = config
         self.prompts = prompts or text.reader(config.text)
-        self.params = jax.tree.map(jnp.asarray, params)
+        self.params = generator.stored(config, jax.tree.map(jnp.asarray, params))
         self.size = config.pixels  # height and width
         self.fps = FPS
         self.sample_rate = SAMPLE_RATE
@@ -50,18 +61,25 @@ class Pipeline:
         self._warm = False
 
     @classmethod
-    def from_pretrained(cls, name_or_dir: str | Path = "toy") -> Pipeline:
+    def from_pretrained(
+        cls, name_or_dir: str | Path = "toy", dtype: Any = None, stream: Mapping[str, Any] | None = None
+    ) -> Pipeline:
         """A bundled model by name, or a directory with ``config.json`` and safetensors that :meth:`save` wrote.
 
+        Args:
+          dtype: of weights, activations and cache; None: :func:`native_dtype`.
+          stream: changes to the config's ``stream``, such as ``{"cache": "int8", "chunk": 6}``.
+
         Raises:
-          InputError: there is no such model, or its files do not fit its config.
+          InputError: there is no such model, its files do not fit its config, or ``stream`` does not.
         """
-        config, params = pretrained.load(name_or_dir, jnp.float32)
+        config, params = pretrained.load(name_or_dir, dtype or native_dtype())
+        config = dataclasses.replace(config, stream=dataclasses.replace(config.stream, **stream or {}))
         return cls(config, params, text.reader(config.text, pretrained.locate(name_or_dir)))
 
     def save(self, directory: str | Path, dtype=jnp.bfloat16) -> None:
         """Writes ``config.json`` and safetensors shards (each under 15 MiB) into ``directory``."""
-        pretrained.save(directory, self.config, self.params, dtype)
+        pretrained.save(directory, self.config, restored(self.params), dtype)
 
     def warm_up(self) -> None:
         """Compiles everything a stream needs; ``compile_seconds`` tells how long it took."""

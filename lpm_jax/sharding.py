@@ -134,7 +134,8 @@ def axes_of(axes: Any, path: tuple, ndim: int) -> tuple[str | None, ...]:
     """The declared axes of the leaf at ``path``; leading axes that a declaration lacks (stacked layers) are whole, and
     so is a leaf that nobody declared."""
     for key in path:
-        axes = axes.get(key.key) if isinstance(axes, dict) else None
+        if isinstance(key, jax.tree_util.DictKey):  # not the parts of a quantised leaf
+            axes = axes.get(key.key) if isinstance(axes, dict) else None
     names = axes.names if isinstance(axes, Axes) else ()
     return (None,) * (ndim - len(names)) + names
 

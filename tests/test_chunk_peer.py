@@ -135,13 +135,13 @@ def test_the_file_says_what_was_measured(pipeline, given, load, judged, tmp_path
     monkeypatch.setattr(chunk_peer, "Peer", Played)
     monkeypatch.setattr(chunk_peer, "give", lambda *_: given)
     monkeypatch.setattr(chunk_peer, "find_torch", lambda python: python)
-    monkeypatch.setattr(chunk_peer.Pipeline, "from_pretrained", lambda _: pipeline)
+    monkeypatch.setattr(chunk_peer.Pipeline, "from_pretrained", lambda *_: pipeline)
     monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
     python = str(tmp_path / "python")
     arguments = ["--torch-python", python, "--rounds", "2", "--chunks", "1", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["chunk_peer", *arguments])
     assert chunk_peer.main() == 0
-    text = (tmp_path / "chunk_peer.json").read_text()
+    text = (tmp_path / "chunk_peer_float32.json").read_text()
     found = json.loads(text)
     assert python not in text
     assert {"jax", "torch"} <= set(found["versions"])

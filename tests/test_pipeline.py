@@ -210,7 +210,7 @@ def test_save_and_load(pipe, tmp_path):
     pipe.save(tmp_path / "model")
     names = sorted(p.name for p in (tmp_path / "model").iterdir())
     assert names == ["config.json", "model-00001-of-00001.safetensors", "vae-00001-of-00001.safetensors"]
-    loaded = Pipeline.from_pretrained(tmp_path / "model")
+    loaded = Pipeline.from_pretrained(tmp_path / "model", "float32")
     assert loaded.config == pipe.config and hash(loaded.config) == hash(pipe.config)
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), pipe.params)
     assert jax.tree.structure(loaded.params) == jax.tree.structure(pipe.params)
@@ -218,7 +218,7 @@ def test_save_and_load(pipe, tmp_path):
     ours, theirs = frames_of(play(pipe, seconds=0.5)), frames_of(play(loaded, seconds=0.5))
     assert np.abs(ours.astype(int) - theirs).mean() < 0.1 * ours.std()  # bfloat16 rounds to three digits
     pipe.save(tmp_path / "exact", jnp.float32)
-    exact = Pipeline.from_pretrained(str(tmp_path / "exact"))
+    exact = Pipeline.from_pretrained(str(tmp_path / "exact"), "float32")
     jax.tree.map(np.testing.assert_array_equal, exact.params, pipe.params)
 
 

@@ -29,6 +29,7 @@ from lpm_jax import sharding
 from lpm_jax.config import DiTConfig
 from lpm_jax.nn.attention import Visible, attention
 from lpm_jax.nn.linear import Dense, gated, modulate
+from lpm_jax.nn.quantized import restored, stored_like
 from lpm_jax.nn.remat import named_weights, rematerialised
 from lpm_jax.nn.rope import rotate
 
@@ -287,10 +288,11 @@ def unpatchify(config: DiTConfig, x: Float[Array, "b f tokens pc"], h: int, w: i
 
 
 class Cache(NamedTuple):
-    """Keys (before RoPE) and values per layer, ``[pairs, 2, b, slots, tokens, heads, dim]``."""
+    """Keys (before RoPE) and values per layer, ``[pairs, 2, b, slots, tokens, heads, dim]``; arrays, or quantised
+    (``nn/quantized.py``)."""
 
-    k: Array
-    v: Array
+    k: Any
+    v: Any
 
 
 def forward(
@@ -327,15 +329,17 @@ def forward(
     x = sharding.constrain(x, "batch", None, "tokens", None)
     block = Block(config, implementation)
 
+    def of_layer(index, which):
+        return lambda stacked: jax.lax.dynamic_index_in_dim(stacked, index, 0, keepdims=False)[which]
+
     def pair(x, layer):
         weights, index = layer
-        weights = named_weights(sharding.gather(declared["blocks"], weights))
+        weights = named_weights(sharding.gather(declared["blocks"], restored(weights)))
         written = []
         for which, kind in enumerate(KINDS):
             context = None
             if cache is not None:
-                read = [jax.lax.dynamic_index_in_dim(c, index, 0, keepdims=False)[which] for c in cache]
-                context = Context(*read)
+                context = Context(*restored(jax.tree.map(of_layer(index, which), cache)))
             x, kv = block.apply(
                 {"params": weights[kind]},
                 x, e, video, text, conditions.text_mask, getattr(conditions, kind), positions, context,
@@ -349,10 +353,6 @@ def forward(
     if write_at is not None:
         shape = (pairs, len(KINDS), b, f, n, config.heads, config.head_dim)
         at = (0, 0, 0, write_at, 0, 0, 0)
-        cache = Cache(
-            *(
-                jax.lax.dynamic_update_slice(old, kv.reshape(shape).astype(old.dtype), at)
-                for old, kv in zip(cache, new, strict=True)
-            )
-        )
+        new = Cache(*(stored_like(old, kv.reshape(shape)) for old, kv in zip(cache, new, strict=True)))
+        cache = jax.tree.map(lambda old, kv: jax.lax.dynamic_update_slice(old, kv, at), cache, new)
     return Head(config).apply({"params": ends["head"]}, x[:, :video], t[:, :video]), cache

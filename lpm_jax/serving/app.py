@@ -24,6 +24,7 @@ from lpm_jax.media import load_audio
 from lpm_jax.pictures import load_image
 from lpm_jax.serving.engine import Engine
 from lpm_jax.serving.library import Library
+from lpm_jax.serving.meter import report
 from lpm_jax.serving.websocket import Conversation
 
 PAGE = Path(__file__).parent / "page"
@@ -118,6 +119,10 @@ def create_app(
         if engine.error is not None:
             return JSONResponse({"state": "failed", "error": one_line(engine.error)}, 503)
         return JSONResponse({"state": "ready" if engine.ready else "warming_up"}, 200 if engine.ready else 503)
+
+    @app.get("/v1/stats")
+    async def stats() -> dict[str, Any]:
+        return report([conversation.figures() for conversation in engine.watched], engine.sessions)
 
     @app.get("/v1/characters")
     def characters() -> list[dict[str, str]]:

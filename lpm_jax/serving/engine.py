@@ -26,6 +26,7 @@ class Engine:
         self.error: BaseException | None = None
         self.loaded = threading.Event()  # set when loading ended, well or not
         self.live = 0  # sessions; touched by the event loop only
+        self.watched: list[Any] = []  # the conversations that are live, likewise
 
     @property
     def ready(self) -> bool:

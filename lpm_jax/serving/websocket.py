@@ -27,6 +27,7 @@ from lpm_jax.errors import InputError, one_line
 from lpm_jax.media import check_prompt, load_audio
 from lpm_jax.serving.engine import Engine
 from lpm_jax.serving.library import Library
+from lpm_jax.serving.meter import Meter
 from lpm_jax.serving.session import Block, Session
 from lpm_jax.serving.wire import VideoEncoder, pack_audio
 
@@ -44,6 +45,7 @@ class Playhead:
     def __init__(self) -> None:
         self._time, self._at = 0.0, 0.0
         self._running = False
+        self.underruns = 0  # times that playback had nothing more to show
 
     def set(self, seconds: float) -> None:
         self._time, self._at, self._running = seconds, time.monotonic(), True
@@ -53,6 +55,7 @@ class Playhead:
             return 0.0
         now = self._time + time.monotonic() - self._at
         if now > generated:  # an underrun: playback holds its last frame
+            self.underruns += 1
             self.set(generated)
         return min(now, generated)
 
@@ -64,7 +67,7 @@ class Conversation:
         self.socket, self.engine, self.library = socket, engine, library
         self.settings = {"character": None, "prompt": "", "seed": 0, "video": "vp8", **defaults}
         self.session: Session | None = None
-        self.playhead = Playhead()
+        self.playhead, self.meter = Playhead(), Meter()
         self.hello = asyncio.Event()
         self.sending = asyncio.Lock()
         self.id = secrets.token_urlsafe(9)
@@ -77,6 +80,7 @@ class Conversation:
             await self.close("busy", BUSY)
             return
         self.engine.live += 1
+        self.engine.watched.append(self)
         tasks = [asyncio.create_task(self.receive()), asyncio.create_task(self.perform())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -95,6 +99,7 @@ class Conversation:
                 await asyncio.wait(tasks)
             finally:
                 self.engine.live -= 1
+                self.engine.watched.remove(self)
 
     # Out.
 
@@ -126,6 +131,7 @@ class Conversation:
             if ahead > session.chunk_seconds:  # one chunk plays, one waits
                 await asyncio.sleep(min(ahead - session.chunk_seconds, 0.02))
                 continue
+            asked = time.perf_counter()
             try:
                 block: Block = await self.engine.call(session.step)
             except InputError as error:
@@ -134,10 +140,12 @@ class Conversation:
                     await self.close("bad_input", 1003)
                     return
                 continue
+            made = time.perf_counter()
             if any(event["type"] == "playback.dropped" for event in block.events):
                 encoder.rewind(round(block.time * pipeline.fps))
             messages = await asyncio.to_thread(lambda frames: list(encoder.encode(frames)), block.frames)
-            first_frame = first_frame or time.perf_counter() - began
+            encoded = time.perf_counter()
+            first_frame = first_frame or encoded - began
             pace = block.seconds if not pace else 0.8 * pace + 0.2 * block.seconds
             duration = len(block.frames) / pipeline.fps
             stats = {
@@ -156,8 +164,15 @@ class Conversation:
             audio = pack_audio(block.audio, round(block.time * pipeline.sample_rate), block.time)
             for message in (audio, *messages):
                 await self.send(message)
+            queue = max(made - asked - block.seconds, 0.0)
+            self.meter.add(queue=queue, model=block.seconds, encode=encoded - made, send=time.perf_counter() - encoded)
             if block.time == 0:
                 self.playhead.set(0.0)
+
+    def figures(self) -> dict[str, Any]:
+        """What ``/v1/stats`` tells of this session."""
+        seconds = round(self.session.time, 2) if self.session else 0.0
+        return {"seconds": seconds, "underruns": self.playhead.underruns, **self.meter.figures()}
 
     def new_session(self, pipeline: Any) -> Session:
         image = self.library.image(self.settings["character"] or self.library.first_character().stem)

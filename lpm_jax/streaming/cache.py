@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lpm_jax.config import DiTConfig, StreamConfig
 from lpm_jax.models.dit import Cache
+from lpm_jax.nn.quantized import quantized_rows
 
 
 def slots(config: StreamConfig, references: int) -> int:
@@ -22,9 +23,10 @@ def slots(config: StreamConfig, references: int) -> int:
 
 
 def empty(config: StreamConfig, model: DiTConfig, references: int, batch: int, tokens: int, dtype) -> Cache:
-    """A zeroed cache ``[pairs, 2, b, slots, tokens, heads, dim]``."""
+    """A zeroed cache ``[pairs, 2, b, slots, tokens, heads, dim]``, which is read as ``dtype``."""
     shape = (model.depth // 2, 2, batch, slots(config, references), tokens, model.heads, model.head_dim)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    zeros = [jnp.zeros(shape, dtype) for _ in Cache._fields]
+    return Cache(*(quantized_rows(x, config.cache) if config.cache else x for x in zeros))
 
 
 def layout(

@@ -23,6 +23,7 @@ from lpm_jax.flow import add_noise, carried, clean_from_output, network_input
 from lpm_jax.models import conditions, dit, vae
 from lpm_jax.models.audio import STRIDE, TOKEN, branch
 from lpm_jax.nn.attention import Visible
+from lpm_jax.nn.quantized import quantized_weights
 from lpm_jax.nn.rope import angles_3d
 from lpm_jax.streaming import cache as rolling
 
@@ -58,6 +59,15 @@ class Undo(NamedTuple):
     key: Array
 
 
+def stored(config: Config, params: dict) -> dict:
+    """``params`` as a stream keeps them: the transformer's kernels in 8 bits where ``stream.weights`` says so."""
+    if not config.stream.weights:
+        return params
+    dit_params = params["dit"]
+    blocks = quantized_weights(dit_params["blocks"], config.stream.weights)
+    return params | {"dit": dit_params | {"blocks": blocks}}
+
+
 def history_samples(config: Config) -> int:
     """Samples of sound kept from chunk to chunk: tokens before the chunk's own, and what the first of them needs."""
     return conditions.history_tokens(config.audio) * TOKEN + conditions.audio_features(config.audio).history
@@ -84,21 +94,21 @@ def start(
     flat = vae.to_unit(pictures).reshape(b * refs, 1, *pictures.shape[2:])
     latents = vae.encode(config.vae, params["vae"], flat)[0]
     latents = latents.reshape(b, refs, *latents.shape[2:])
-    patches = dit.patchify(cfg, latents).astype(params["dit"]["embed"]["patch"]["kernel"].dtype)
-    tokens = patches.shape[2]
-    cache = rolling.empty(config.stream, cfg, refs, b, tokens, patches.dtype)
+    patches = dit.patchify(cfg, latents.astype(jnp.float32))
+    tokens, dtype = patches.shape[2], params["dit"]["embed"]["patch"]["kernel"].dtype
+    cache = rolling.empty(config.stream, cfg, refs, b, tokens, dtype)
     times = conditions.reference_times(cfg, kinds)
     text, mask = conditions.encode_text(config, params, ids)
 
-    history = cache.k.shape[3]
+    history = rolling.slots(config.stream, refs)
     # Nothing of the cache counts yet: its keys are masked out.
     full = Visible(None, jnp.concatenate([jnp.zeros((b, history), bool), valid], axis=1))
     own = angles_3d(times, *config.grid, cfg.head_dim)
     context = jnp.zeros((1, history * tokens, cfg.head_dim // 2))
     silence = _silent_conditions(config, params, text, mask)
-    _, cache = dit.forward(
-        cfg, params["dit"], patches, jnp.zeros((b, refs)), 0, silence, dit.Positions(own, context, full), cache, 0
-    )
+    positions = dit.Positions(own, context, full)
+    shown = patches.astype(dtype)
+    _, cache = dit.forward(cfg, params["dit"], shown, jnp.zeros((b, refs)), 0, silence, positions, cache, 0)
     _, decoder = vae.decode(config.vae, params["vae"], latents[:, :1])
     samples = jnp.zeros((b, history_samples(config)))
     return StreamState(
@@ -190,7 +200,7 @@ def latent_step(
     )
 
     key, draw = jax.random.split(state.key)
-    clean = jnp.zeros((b, chunk, tokens, cfg.patch**2 * cfg.channels), dtype)
+    clean = jnp.zeros((b, chunk, tokens, cfg.patch**2 * cfg.channels))  # float32: the network alone is in ``dtype``
     near = jnp.broadcast_to(carried(state.near, state.anchor, stream.carry), clean.shape)
     known = near - state.anchor if cfg.prediction == "clean" else None
     for i, level in enumerate(stream.levels):
@@ -210,14 +220,14 @@ def latent_step(
             cache,
             refs + write if last else None,
             implementation=stream.attention or None,
-            near=known,
+            near=None if known is None else known.astype(dtype),
         )
-        clean = clean_from_output(cfg.prediction, out, shown, levels, state.anchor, near)
+        clean = clean_from_output(cfg.prediction, out.astype(jnp.float32), shown, levels, state.anchor, near)
 
     keep = state.speak.shape[1]
     state = state._replace(
         cache=cache,
-        near=clean[:, -1:].astype(state.near.dtype),
+        near=clean[:, -1:],
         speak=sound["speak"][:, -keep:],
         listen=sound["listen"][:, -keep:],
         chunk=state.chunk + 1,

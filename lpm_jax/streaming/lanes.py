@@ -87,7 +87,7 @@ class Lanes:
         self.space = Mesh(np.array(decoder), (SPACE,))
         columns = PartitionSpec(None, None, None, SPACE)
         self.columns, whole = NamedSharding(self.space, columns), NamedSharding(self.space, PartitionSpec())
-        params = dict(params)
+        params = dict(generator.stored(config, params))
         self.vae = jax.device_put(params.pop("vae"), whole)
         where = layout.param_shardings(self.mesh, config, params)
         self.params = jax.device_put(params, where)

@@ -43,9 +43,10 @@ def abstract_params(config: Config, mesh: Mesh, dtype: Any) -> dict:
     """Shapes of what :func:`lpm_jax.pretrained.load` returns, in their layout, without the text encoder."""
     shapes = dict(pretrained.parts(config))
     shapes.pop("text", None)  # prompts are encoded when they change, not in the step
-    params = shapes.pop("model") | shapes
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes.pop("model") | shapes)
+    params = jax.eval_shape(partial(generator.stored, config), params)
     where = param_shardings(mesh, config, params)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), params, where)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, where)
 
 
 def abstract_state(config: Config, mesh: Mesh, dtype: Any, batch: int = 1) -> StreamState:

@@ -16,6 +16,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from lpm_jax.serving.app import create_app
 from lpm_jax.serving.library import Library
+from lpm_jax.serving.meter import Meter
+from lpm_jax.serving.websocket import Playhead
 from lpm_jax.serving.wire import HEADER, JPEG, KEY, PCM, VP8
 from tests.serving.fake_pipeline import FakePipeline, draw_characters
 from tests.test_media import tone, write_wav
@@ -332,3 +334,44 @@ def test_warming_up_and_a_model_that_does_not_load(tmp_path):
             assert talk.read() == {"type": "status", "state": "warming_up"}
             assert "no weights" in talk.until("error")["message"]
         assert client.get("/readyz").json()["state"] == "failed"
+
+
+def test_figures_of_a_live_session(service):
+    assert service.get("/v1/stats").json()["sessions"] == []
+    with conversation(service) as client:
+        for _ in range(4):
+            client.until("stats")
+        told = service.get("/v1/stats").json()
+        assert told["sessions_allowed"] == 1 and len(told["sessions"]) == 1
+        found = told["sessions"][0]
+        assert found["seconds"] >= 1.5 and found["underruns"] == 0
+        assert set(told["lanes"]) <= set(found)
+        assert 5 <= found["model"]["p50"] <= found["model"]["p95"] <= found["model"]["p99"]  # the fake one sleeps 5 ms
+        assert 0 <= found["queue"]["p50"] < 1000 and found["encode"]["p50"] > 0
+    for _ in range(100):  # the session ends when its task has noticed
+        if not service.get("/v1/stats").json()["sessions"]:
+            break
+        time.sleep(0.02)
+    assert service.get("/v1/stats").json()["sessions"] == []
+
+
+def test_percentiles_by_hand():
+    meter = Meter()
+    assert meter.figures() == {}
+    for value in range(1, 101):
+        meter.add(queue=0.0, model=value / 1000)
+    assert meter.figures() == {
+        "queue": {"p50": 0.0, "p95": 0.0, "p99": 0.0},
+        "model": {"p50": 50.5, "p95": 95.05, "p99": 99.01},
+    }
+    for _ in range(10_000):
+        meter.add(queue=0.001, model=0.002)
+    assert meter.figures()["model"] == {"p50": 2.0, "p95": 2.0, "p99": 2.0} and meter.chunks == 10_100
+
+
+def test_an_underrun_is_counted():
+    playhead = Playhead()
+    playhead.set(0.0)
+    time.sleep(0.02)
+    assert playhead.get(0.01) == 0.01 and playhead.underruns == 1  # it holds the last frame
+    assert playhead.get(10.0) < 1 and playhead.underruns == 1
