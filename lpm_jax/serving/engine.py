@@ -9,6 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+STALL_SECONDS = 60.0  # a chunk that takes so long never comes
+
 
 class Engine:
     """Loads a pipeline in its own thread and runs every call on it there, one after the other: sessions take turns, a
@@ -52,10 +54,19 @@ class Engine:
         return self.pipeline
 
     async def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """``function(*args)`` in the model's thread."""
+        """``function(*args)`` in the model's thread.
+
+        Raises:
+          RuntimeError: no answer within :data:`STALL_SECONDS`; the thread may still be at it.
+        """
         job: Future = Future()
         self._jobs.put((job, function, args))
-        return await asyncio.wrap_future(job)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(job), STALL_SECONDS)
+        except TimeoutError:
+            if job.done() and not job.cancelled():  # its own
+                raise
+            raise RuntimeError(f"the model stalled: no chunk within {STALL_SECONDS:g} s") from None
 
     def _work(self) -> None:
         try:

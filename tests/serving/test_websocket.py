@@ -14,6 +14,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from lpm_jax.serving import engine
 from lpm_jax.serving.app import create_app
 from lpm_jax.serving.library import Library
 from lpm_jax.serving.meter import Meter
@@ -375,3 +376,16 @@ def test_an_underrun_is_counted():
     time.sleep(0.02)
     assert playhead.get(0.01) == 0.01 and playhead.underruns == 1  # it holds the last frame
     assert playhead.get(10.0) < 1 and playhead.underruns == 1
+
+
+def test_a_stalled_model_ends_the_session_and_not_the_service(service, monkeypatch):
+    monkeypatch.setattr(engine, "STALL_SECONDS", 0.3)
+    service.pipeline.delay = 1.0
+    with conversation(service) as client:
+        error = client.until("error")
+        assert error["code"] == "internal" and "the model stalled: no chunk within 0.3 s" in error["message"]
+        assert client.until("session.closed")["reason"] == "failed"
+    service.pipeline.delay = 0.005
+    time.sleep(1.0)  # the thread comes back
+    with conversation(service) as client:
+        assert client.until("stats")["time"] == 0
