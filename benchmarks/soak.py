@@ -179,17 +179,20 @@ def main() -> int:
     session.step()
     compilations = Compilations()
     rows: list[Row] = []
+    memory: dict[str, list[float]] = {}
     for name, minutes, real in (("full speed", args.minutes, False), ("real time", args.real_minutes, True)):
         if minutes:
             before = compilations.count
             record = run(session, minutes, real, args.seed)
             rows += figures(name, record, session.chunk_seconds, compilations.count - before)
+            memory[name] = [round(megabytes, 1) for _, megabytes in record.memory]
             if real:
                 rows.append(Row("real time: chunks that came late", record.late, target="<= 0"))
     rows.append(Row("a day later: the same frames", float(a_day_later(session)), target=">= 1"))
     print(table(rows))
     command = f"python -m benchmarks.soak --minutes {args.minutes:g} --real-minutes {args.real_minutes:g}"
-    write_json(args.out / "soak.json", {"command": command} | environment() | {"figures": [r.to_json() for r in rows]})
+    result = {"command": command} | environment() | {"figures": [r.to_json() for r in rows]}
+    write_json(args.out / "soak.json", result | {"megabytes_by_minute_of_stream": memory})
     print(f"written: {args.out / 'soak.json'}", file=sys.stderr)
     return 0
 

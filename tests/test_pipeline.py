@@ -126,7 +126,7 @@ def test_sources_of_pictures(pipe, tmp_path):
 def test_warm_up_compiles_what_a_stream_needs(pipe):
     pipe.warm_up()
     assert pipe.compile_seconds > 0
-    programs = [f._cache_size() for f in (generator.start, generator.chunk_step, generator.set_prompt)]
+    programs = [f._cache_size() for f in (generator.start, generator.chunk_step, generator.encode_prompt)]
     before = pipe.compile_seconds
     pipe.warm_up()
     assert pipe.compile_seconds == before  # nothing to do any more
@@ -140,7 +140,7 @@ def test_warm_up_compiles_what_a_stream_needs(pipe):
     ):
         stream.step(track, track)
         stream.set_prompt("smiles")
-    assert [f._cache_size() for f in (generator.start, generator.chunk_step, generator.set_prompt)] == programs
+    assert [f._cache_size() for f in (generator.start, generator.chunk_step, generator.encode_prompt)] == programs
 
 
 # --- references ----------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from lpm_jax.media import check_prompt
 LISTEN_SECONDS = 3.0  # the microphone's ring
 LISTEN_LEAD = 0.1  # seconds of silence put before a microphone's first sound, so that late packets leave no holes
 FADE_SECONDS = 0.03  # of interrupted speech
-DROP_MARGIN = 0.1  # seconds: a chunk that begins sooner is as good as shown
+DROP_MARGIN = 0.07  # seconds: a chunk that begins sooner is as good as shown; with the fade, 0.1 s after it
 QUEUED_SECONDS = 900  # of speech may wait
 STARVED_SECONDS = 1.0  # after so long without new audio, speech without an end is played as far as it goes
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from lpm_jax.config import Config
@@ -134,10 +135,14 @@ def _silent_conditions(config: Config, params: dict, text: Array, mask: Array) -
     return dit.Conditions(text, mask, audio, audio)
 
 
-@partial(jax.jit, static_argnums=0)
-def set_prompt(config: Config, params: dict, state: StreamState, ids: Int[Array, "b words"]) -> StreamState:
-    """Another prompt from the next chunk on; motion and identity stay."""
-    text, mask = conditions.encode_text(config, params, ids)
+#: A prompt's encoded words and which of them count.
+encode_prompt = jax.jit(conditions.encode_text, static_argnums=0)
+
+
+def set_prompt(config: Config, params: dict, state: StreamState, ids: Int[ArrayLike, "b words"]) -> StreamState:
+    """Another prompt from the next chunk on; motion and identity stay. Only the text is computed: a state that went
+    through a compiled program would be copied, cache and all."""
+    text, mask = encode_prompt(config, {"text": params["text"]}, ids)
     return state._replace(text=text, text_mask=mask)
 
 
