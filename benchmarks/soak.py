@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ DAY = 24 * 3600  # seconds
 class Record:
     """What happened, a value a chunk."""
 
-    seconds: list[float] = dataclasses.field(default_factory=list)  # to make it
-    stream: list[float] = dataclasses.field(default_factory=list)  # when it begins
+    seconds: array[float] = dataclasses.field(default_factory=lambda: array("d"))  # to make it
+    stream: array[float] = dataclasses.field(default_factory=lambda: array("d"))  # when it begins
     silences: list[float] = dataclasses.field(default_factory=list)  # from an interruption to the end of speech
     memory: list[tuple[float, float]] = dataclasses.field(default_factory=list)  # (hours of wall clock, MB)
     late: int = 0  # chunks that came after they were to be shown
