@@ -87,7 +87,7 @@ def mean_interval(
 
 
 def sign_test(ups: int, downs: int) -> float:
-    """Two-sided exact p of a sign test: how often a fair coin would be at least this uneven. Ties are left out before."""
+    """Two-sided exact p of a sign test: how often a fair coin would be at least this uneven. Ties are left out."""
     n = ups + downs
     tail = sum(math.comb(n, k) for k in range(min(ups, downs) + 1))
     return min(1.0, 2 * tail / 2**n)

@@ -1,8 +1,9 @@
 """What a rater is asked, and in which order: drawn from the seed and the rater's name, so a reload or a restart asks on
 where it stopped.
 
-A screen is a pair of videos, or one video, and the five dimensions are asked of it in turn. Pairs come first, then single
-videos; cases come in another order for every rater, and half of each rater's pairs have the first run on the left.
+A screen is a pair of videos, or one video, and the five dimensions are asked of it in turn. Pairs come first, then
+single videos; cases come in another order for every rater, and half of each rater's pairs have the first run on the
+left.
 """
 
 from __future__ import annotations

@@ -59,7 +59,9 @@ class Booth:
         seated = {vote.rater.casefold(): vote.rater for vote in self.ballot.concerning(self.votes.votes)}
         if name.casefold() not in seated and len(seated) >= self.raters:
             wanted = f"{self.raters} rater{'s' * (self.raters != 1)}"
-            raise InputError(f"rater: expected one of the {wanted} who began ({', '.join(seated.values())}), found {name}")
+            raise InputError(
+                f"rater: expected one of the {wanted} who began ({', '.join(seated.values())}), found {name}"
+            )
         return seated.get(name.casefold(), name)
 
     def _answered(self, rater: str) -> dict[tuple, str]:

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Run:
     def metrics(self) -> dict[str, dict[str, Any]]:
         return self.data["metrics"]
 
-    @property
+    @cached_property
     def cases(self) -> dict[str, dict[str, Any]]:
         """By id, in the order of the file."""
         return {case["id"]: case for case in self.data["cases"]}
@@ -103,7 +104,9 @@ def _check(data: Any, name: str) -> None:
         if not isinstance(metric, dict) or metric.get("dimension") not in DIMENSIONS:
             raise InputError(f"{name}: metrics: {key}: dimension: expected one of {', '.join(DIMENSIONS)}")
         if metric.get("better") not in ("higher", "lower"):
-            raise InputError(f"{name}: metrics: {key}: better: expected higher or lower, found {metric.get('better')!r}")
+            raise InputError(
+                f"{name}: metrics: {key}: better: expected higher or lower, found {metric.get('better')!r}"
+            )
     seen: set[str] = set()
     for case in data["cases"]:
         key = case.get("id") if isinstance(case, dict) else None

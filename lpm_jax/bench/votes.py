@@ -63,7 +63,9 @@ def check_rater(name: object) -> str:
     """A rater's name, spaces tidied; ``InputError`` for one that a CSV file or a table could stumble over."""
     tidy = " ".join(str(name).split())
     if not isinstance(name, str) or not _RATER.fullmatch(tidy):
-        raise InputError(f"rater: expected a name of 1 to 40 letters, digits, spaces, '.', '-' or ', found {name!r:.60}")
+        raise InputError(
+            f"rater: expected a name of 1 to 40 letters, digits, spaces, '.', '-' or ', found {name!r:.60}"
+        )
     return tidy
 
 
@@ -94,7 +96,9 @@ def _parse(line: str, where: str) -> Vote:
         if getattr(vote, name) not in allowed:
             raise InputError(f"{where}: {name}: expected {', '.join(allowed)}, found {getattr(vote, name)[:40]!r}")
     if not vote.case or not vote.left or vote.left == vote.right:
-        raise InputError(f"{where}: expected a case and different runs, found {vote.case!r}, {vote.left!r}, {vote.right!r}")
+        raise InputError(
+            f"{where}: expected a case and different runs, found {vote.case!r}, {vote.left!r}, {vote.right!r}"
+        )
     check_rater(vote.rater)
     return vote
 
@@ -145,8 +149,8 @@ def _check_header(line: str, whole: bool, name: str) -> None:
 class VoteFile:
     """The file that one rating page adds to. Safe to use from several threads; a second page is refused.
 
-    A vote is on the disk (fsync) when :meth:`add` returns; if that fails the file is as before. A half-written last line
-    found when opening was never confirmed to anyone and is cut off.
+    A vote is on the disk (fsync) when :meth:`add` returns; if that fails the file is as before. A half-written last
+    line found when opening was never confirmed to anyone and is cut off.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -157,7 +161,9 @@ class VoteFile:
         try:
             self._file = self.path.open("a+b", buffering=0)
         except OSError as error:
-            raise InputError(f"--votes: expected a file that can be written, found {self.path}: {error.strerror}") from None
+            raise InputError(
+                f"--votes: expected a file that can be written, found {self.path}: {error.strerror}"
+            ) from None
         try:
             _only_writer(self._file, self.path)
             self._file.seek(0)
