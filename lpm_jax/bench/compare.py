@@ -124,7 +124,7 @@ def html(result: dict[str, Any]) -> str:
         f"<p>{escape(' · '.join(facts))}</p>"
         f"<p>A: {escape(_run(a))}<br>B: {escape(_run(b))}</p>"
         "<p>Differences are B − A over cases that both have, with 95 % bootstrap intervals over cases. p is the "
-        "two-sided exact sign test, corrected for the number of metrics (Holm). In the plots the better end for B is on "
+        "two-sided exact sign test, corrected for the number of metrics (Holm). In the plots B is better on "
         "the right.</p>"
     )
     ends = "".join(f"<h3>{k}</h3><pre>{escape(str(result[k.lower()].get('command') or '–'))}</pre>" for k in "AB")

@@ -102,9 +102,9 @@ def worst_cases(run: Run, count: int, megabytes: float) -> str:
     if not figures:
         return ""
     lead = (
-        f"Lowest mean rank over a dimension's metrics. Clips of up to {CLIP_SECONDS:g} s, coded again and smaller, from "
-        f"the beginning; for {' and '.join(DIMENSIONS[d].lower() for d in LATE)} from the end. Left the model's video, "
-        f"right the true one. At most {megabytes:g} MB in all."
+        f"Lowest mean rank over a dimension's metrics. Clips of up to {CLIP_SECONDS:g} s, coded again and smaller, "
+        f"from the beginning; for {' and '.join(DIMENSIONS[d].lower() for d in LATE)} from the end. Left the model's "
+        f"video, right the true one. At most {megabytes:g} MB in all."
     )
     if left_out:
         lead += f" Beyond that, without a clip: {escape(', '.join(left_out))}."

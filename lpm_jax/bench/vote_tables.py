@@ -56,8 +56,8 @@ def _against(opponent: str, cells: dict[tuple[str, str], Preference], raters: in
         note(
             f"A case counts as what more than half of {raters} rater{'s' * (raters != 1)} said. {split} with all votes "
             f"and no majority count as same; {waiting} still lack votes and are left out (of all dimensions together). "
-            "κ is of the cases that all rated: 1 is agreement, 0 what chance gives; a dash where it is not defined (one "
-            "rater, or all votes the same)."
+            "κ is of the cases that all rated: 1 is agreement, 0 what chance gives; a dash where it is not defined "
+            "(one rater, or all votes the same)."
         ),
     ]
     kinds = _kinds(cells)

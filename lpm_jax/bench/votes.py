@@ -59,12 +59,12 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def check_rater(name: object) -> str:
+def check_rater(name: object, where: str = "rater") -> str:
     """A rater's name, spaces tidied; ``InputError`` for one that a CSV file or a table could stumble over."""
     tidy = " ".join(str(name).split())
     if not isinstance(name, str) or not _RATER.fullmatch(tidy):
         raise InputError(
-            f"rater: expected a name of 1 to 40 letters, digits, spaces, '.', '-' or ', found {name!r:.60}"
+            f"{where}: expected a name of 1 to 40 letters, digits, spaces, '.', '-' or ', found {name!r:.60}"
         )
     return tidy
 
@@ -99,7 +99,7 @@ def _parse(line: str, where: str) -> Vote:
         raise InputError(
             f"{where}: expected a case and different runs, found {vote.case!r}, {vote.left!r}, {vote.right!r}"
         )
-    check_rater(vote.rater)
+    check_rater(vote.rater, f"{where}: rater")
     return vote
 
 
