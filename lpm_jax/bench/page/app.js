@@ -59,6 +59,7 @@ function undo() {
 // --- what is shown
 
 function view(name) {
+  if (document.body.dataset.view !== name) document.activeElement?.blur(); // the field would go on taking keys
   document.body.dataset.view = name;
   for (const id of ["welcome", "task", "end"]) $(id).hidden = id !== name;
   $("who").hidden = name === "welcome";
