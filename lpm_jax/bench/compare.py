@@ -37,7 +37,8 @@ def differences(a: Run, b: Run, name: str) -> dict[str, float]:
 
 
 def paired(a: Run, b: Run, name: str) -> dict[str, Any]:
-    """All that is said about one metric. ``verdict`` is B's: better or worse when the interval does not hold zero."""
+    """All that is said about one metric. ``verdict`` is B's: better or worse when the interval does not hold zero. A
+    metric of all cases together (a Frechet distance) has no pairs: only its two values are told."""
     found = differences(a, b, name)
     metric, values = a.metrics[name], list(found.values())
     sign = 1 if metric["better"] == "higher" else -1
@@ -46,6 +47,7 @@ def paired(a: Run, b: Run, name: str) -> dict[str, Any]:
     verdict = "undecided"
     if low is not None and high is not None and (low > 0 or high < 0):
         verdict = "better" if sign * low > 0 else "worse"
+    whole = lambda run: number((run.metrics[name].get("result") or {}).get("value"))  # noqa: E731
     score = lambda run, key: number(run.cases[key]["scores"].get(name))  # noqa: E731
     largest = sorted((key for key in found if found[key]), key=lambda key: (-abs(found[key]), key))[:LARGEST]
     return {
@@ -54,8 +56,8 @@ def paired(a: Run, b: Run, name: str) -> dict[str, Any]:
         "unit": str(metric.get("unit") or ""),
         "better": metric["better"],
         "n": len(values),
-        "a": _mean([score(a, key) for key in found]),
-        "b": _mean([score(b, key) for key in found]),
+        "a": _mean([score(a, key) for key in found]) if found else whole(a),
+        "b": _mean([score(b, key) for key in found]) if found else whole(b),
         "difference": {"value": mean, "low": low, "high": high},
         "cases": {"better": better, "worse": worse, "same": len(values) - better - worse},
         "p": sign_test(better, worse) if better + worse else None,

@@ -40,7 +40,9 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str = ""
     lines = []
     for row in rows:
         cells = "".join(
-            f'<td data-head="{escape(heads[i])}"{side(i)}>{cell}</td>' for i, cell in enumerate(row) if i > 0
+            f'<td data-head="{escape(heads[i])}"{side(i)}><span>{cell}</span></td>'
+            for i, cell in enumerate(row)
+            if i > 0
         )
         lines.append(f'<tr><th scope="row">{row[0]}</th>{cells}</tr>')
     title = f"<caption>{caption}</caption>" if caption else ""

@@ -17,9 +17,8 @@ def show(x: float | None) -> str:
     if x is None:
         return "–"
     size = abs(x)
-    if size >= 100:
-        return f"{x:,.0f}"
-    return f"{x:.1f}" if size >= 10 else f"{x:.2f}" if size >= 1 else f"{x:.3f}"
+    text = f"{x:,.0f}" if size >= 100 else f"{x:.1f}" if size >= 10 else f"{x:.2f}" if size >= 1 else f"{x:.3f}"
+    return "0.000" if text == "-0.000" else text
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -72,7 +71,7 @@ def between(result: Stat, floor: Stat, ceiling: Stat, better: str) -> str:
             a, b = sorted((x(s["low"]), x(s["high"])))
             parts.append(f'<path class="bar {kind}" d="M{_number(a)} 14H{_number(b)}"/>')
         if kind == "result":
-            parts.append(f'<circle class="mark result" cx="{at}" cy="14" r="5"/>')
+            parts.append(f'<circle class="mark result" cx="{at}" cy="14" r="4"/>')
         else:
             parts.append(f'<path class="mark {kind}" d="M{at} 5V23"/>')
     told = ", ".join(f"{kind} {show(s['value'])}" for kind, s in marks)
@@ -139,7 +138,8 @@ def over_length(seconds: Sequence[float], groups: Sequence[tuple[str, Sequence[f
     if len(line) > 1:
         path = " ".join(f"{_number(a)},{_number(b)}" for a, b in line)
         parts.append(f'<polyline class="trend {groups[-1][0]}" points="{path}"/>')
-    return _svg(360, 132, f"{title}, over the clip's length", parts)
+    parts.append('<text x="352" y="144" text-anchor="end">length of the clip</text>')
+    return _svg(360, 148, f"{title}, over the clip's length", parts)
 
 
 def shares(good: float, same: float, bad: float) -> str:
@@ -164,5 +164,5 @@ def change(low: float | None, value: float, high: float | None, reach: float, ve
     ]
     if low is not None and high is not None:
         parts.append(f'<path class="bar {verdict}" d="M{_number(x(low))} 14H{_number(x(high))}"/>')
-    parts.append(f'<circle class="mark {verdict}" cx="{_number(x(value))}" cy="14" r="5"/>')
+    parts.append(f'<circle class="mark {verdict}" cx="{_number(x(value))}" cy="14" r="4"/>')
     return _svg(220, 28, f"difference {show(value)}, from {show(low)} to {show(high)}", parts, "between")

@@ -79,7 +79,7 @@ def _preference_row(dimension: str, p: Preference) -> tuple[str, ...]:
 
 
 def _coefficient(x: float | None) -> str:
-    return "–" if x is None else f"{x:.2f}"
+    return "–" if x is None else f"{x:.2f}".replace("-0.00", "0.00")
 
 
 def _graded(cells: dict[tuple[str, str], Grade]) -> list[str]:

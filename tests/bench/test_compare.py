@@ -55,6 +55,18 @@ def test_a_planted_improvement_is_found_both_ways(folders):
     assert there["drift"]["p_holm"] == pytest.approx(5 * 2 / 2**10)  # three share the smallest p of five
 
 
+def test_a_metric_of_all_cases_together_has_values_and_no_verdict(folders, capsys):
+    for folder in folders:
+        put(folder, "drift", [None] * 10)
+    a, b = map(open_run, folders)
+    found = compare.compare(a, b)["metrics"]["drift"]
+    assert (found["a"], found["b"]) == tuple(run.metrics["drift"]["result"]["value"] for run in (a, b))
+    assert found["n"] == 0 and found["difference"]["value"] is None and found["p"] is None
+    compare.main(list(map(str, folders)))
+    assert capsys.readouterr().out.splitlines()[-1].endswith("not measured by case")
+    assert "not measured by case" in compare.html(compare.compare(a, b))
+
+
 def test_intervals_are_paired(tmp_path):
     """Cases differ far more than runs do: only pairs can tell the runs apart."""
     a, b = write_run(tmp_path / "a", 10, videos=False), write_run(tmp_path / "b", 10, videos=False)

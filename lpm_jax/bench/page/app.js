@@ -71,7 +71,7 @@ function show(next) {
   const bar = $("bar");
   bar.setAttribute("aria-valuenow", state.done);
   bar.setAttribute("aria-valuemax", state.total);
-  bar.title = `${state.done} of ${state.total} answered`;
+  $("count").textContent = `${state.done} of ${state.total}`;
   bar.firstElementChild.style.width = `${(100 * state.done) / state.total}%`;
   document.body.dataset.done = state.done;
   if (!state.question) {
