@@ -12,7 +12,7 @@ import numpy as np
 from lpm_jax.bench.markup import note
 from lpm_jax.bench.plots import show
 from lpm_jax.bench.runs import DIMENSIONS, KINDS, Run, number
-from lpm_jax.bench.stills import clip, data_uri, length, strip
+from lpm_jax.bench.stills import clip, data_uri, jpeg, length, strip
 from lpm_jax.errors import InputError, one_line
 
 SHOTS = 8  # pictures in a row
@@ -125,5 +125,10 @@ def _clip(run: Run, case: dict[str, Any], late: bool) -> str:
     start = max(0.0, length(path) - CLIP_SECONDS) if late else 0.0
     if truth is not None and length(truth) <= start:
         truth = None
-    uri = data_uri(clip(path, truth, start, CLIP_SECONDS), "video/mp4")
-    return f'<video controls loop playsinline preload="metadata" src="{uri}" aria-label="{escape(case["id"])}"></video>'
+    data, first = clip(path, truth, start, CLIP_SECONDS)
+    video, poster = data_uri(data, "video/mp4"), data_uri(jpeg(first), "image/jpeg")
+    shape = f'width="{first.shape[1]}" height="{first.shape[0]}"'
+    name = f'aria-label="{escape(case["id"])}"'
+    return (
+        f'<video controls loop playsinline preload="metadata" {shape} {name} poster="{poster}" src="{video}"></video>'
+    )

@@ -10,7 +10,6 @@ the page goes on; stop and start as you like.
 from __future__ import annotations
 
 import argparse
-import io
 import threading
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +18,11 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
-from PIL import Image
 from pydantic import BaseModel, Field
 
 from lpm_jax.bench.ballot import ASK, Ballot, Screen, hint
 from lpm_jax.bench.runs import open_run
-from lpm_jax.bench.stills import frames_at
+from lpm_jax.bench.stills import frames_at, jpeg
 from lpm_jax.bench.votes import DIMENSIONS, GRADES, SIDES, UNDO, VoteFile, check_rater, now
 from lpm_jax.errors import ArgumentParser, InputError, one_line
 from lpm_jax.local import Guard, bind
@@ -172,9 +170,7 @@ def create_app(booth: Booth) -> FastAPI:
         path = booth.truth(booth.screen(rater, max(number, 0)))
         if path is None:
             raise HTTPException(404, "no picture")
-        data = io.BytesIO()
-        Image.fromarray(frames_at(path, [0.0])[0]).save(data, "JPEG", quality=90)
-        return Response(data.getvalue(), media_type="image/jpeg")
+        return Response(jpeg(frames_at(path, [0.0])[0]), media_type="image/jpeg")
 
     @app.get("/v1/screens/{number}/{side}")
     def video(number: int, side: Literal["left", "right"], rater: str = NAME) -> FileResponse:

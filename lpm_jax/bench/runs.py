@@ -103,6 +103,9 @@ def _check(data: Any, name: str) -> None:
     for key, metric in data["metrics"].items():
         if not isinstance(metric, dict) or metric.get("dimension") not in DIMENSIONS:
             raise InputError(f"{name}: metrics: {key}: dimension: expected one of {', '.join(DIMENSIONS)}")
+        for part in ("result", "floor", "ceiling"):
+            if not isinstance(metric.get(part), dict | None):
+                raise InputError(f"{name}: metrics: {key}: {part}: expected a value and its interval, or null")
         if metric.get("better") not in ("higher", "lower"):
             raise InputError(
                 f"{name}: metrics: {key}: better: expected higher or lower, found {metric.get('better')!r}"
@@ -116,8 +119,9 @@ def _check(data: Any, name: str) -> None:
             raise InputError(f"{name}: cases: expected each id once, found {key} twice")
         if case.get("kind") not in KINDS:
             raise InputError(f"{name}: {key}: kind: expected one of {', '.join(KINDS)}, found {case.get('kind')!r}")
-        if not isinstance(case.get("scores"), dict):
-            raise InputError(f"{name}: {key}: scores: expected a number per metric, found {case.get('scores')!r}")
+        for part in ("scores", "floor", "ceiling"):
+            if not isinstance(case.get(part), dict) and (part == "scores" or case.get(part) is not None):
+                raise InputError(f"{name}: {key}: {part}: expected a number per metric, found {case.get(part)!r:.60}")
         seen.add(key)
 
 

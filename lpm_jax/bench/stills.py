@@ -79,20 +79,26 @@ def strip(path: Path, count: int, height: int) -> bytes:
     end = max(0.0, length(path) - 0.05)
     pictures = frames_at(path, [end * i / max(1, count - 1) for i in range(count)], height)
     gap = np.full((height, 2, 3), 128, np.uint8)
-    row = np.concatenate([part for picture in pictures for part in (picture, gap)][:-1], axis=1)
+    return jpeg(np.concatenate([part for picture in pictures for part in (picture, gap)][:-1], axis=1))
+
+
+def jpeg(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
     data = io.BytesIO()
-    Image.fromarray(row).save(data, "JPEG", quality=82, optimize=True)
+    Image.fromarray(picture).save(data, "JPEG", quality=82, optimize=True)
     return data.getvalue()
 
 
-def clip(path: Path, beside: Path | None, start: float, seconds: float, height: int = 192) -> bytes:
-    """A piece of ``path`` with its sound, and the same piece of ``beside`` to its right, as a small MP4."""
+def clip(
+    path: Path, beside: Path | None, start: float, seconds: float, height: int = 192
+) -> tuple[bytes, UInt8[np.ndarray, "height width 3"]]:
+    """A piece of ``path`` with its sound, and the same piece of ``beside`` to its right, as a small MP4; and its first
+    picture."""
     rate, pictures = _piece(path, start, seconds, height)
     if beside is not None:
         other_rate, others = _piece(beside, start, seconds, height)
         times = [min(len(others) - 1, round(i * other_rate / rate)) for i in range(len(pictures))]
         pictures = [np.concatenate([p, others[j]], axis=1) for p, j in zip(pictures, times, strict=True)]
-    return _encode(pictures, rate, _sound(path, start, len(pictures) / float(rate)))
+    return _encode(pictures, rate, _sound(path, start, len(pictures) / float(rate))), pictures[0]
 
 
 def _piece(path: Path, start: float, seconds: float, height: int) -> tuple[Fraction, list[np.ndarray]]:

@@ -61,7 +61,7 @@ def preference(items: Iterable[Sequence[str]], raters: int) -> Preference:
         decided=len(decided),
         split=sum(split for _, split in verdicts),
         waiting=len(items) - len(decided),
-        net=mean_interval([{"good": 1, "same": 0, "bad": -1}[c] for c in decided]),
+        net=mean_interval([{"good": 1.0, "same": 0.0, "bad": -1.0}[c] for c in decided]),
         kappa=fleiss_kappa(np.array(full, np.int64).reshape(-1, 3)),
         rated_by_all=len(full),
     )

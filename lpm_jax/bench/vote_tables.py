@@ -46,7 +46,7 @@ def _kinds(cells: dict[tuple[str, str], object]) -> list[str]:
 
 
 def _against(opponent: str, cells: dict[tuple[str, str], Preference], raters: int) -> list[str]:
-    heads = ("dimension", "good", "same", "bad", "", "good − bad, 95 % interval", "cases", "Fleiss’ κ")
+    heads = ("dimension", "good", "same", "bad", "shares", "good − bad, 95 % interval", "cases", "Fleiss’ κ")
     rows = [_preference_row(dimension, cells["all", dimension]) for dimension in dimensions(cells)]
     every = [cells["all", dimension] for dimension in dimensions(cells)]
     split, waiting = sum(p.split for p in every), sum(p.waiting for p in every)

@@ -256,7 +256,8 @@ def test_clips_keep_time_and_sound(tmp_path):
     path, other = tmp_path / "x.mp4", tmp_path / "y.mp4"
     write_video(path, 2.0, 120)
     write_video(other, 1.5, 220)
-    data = clip(path, other, 1.0, 4.0, 32)
+    data, first = clip(path, other, 1.0, 4.0, 32)
+    assert first.shape == (32, 64, 3)
     with av.open(io.BytesIO(data)) as box:
         pictures = [frame.to_ndarray(format="rgb24") for frame in box.decode(video=0)]
     with av.open(io.BytesIO(data)) as box:
@@ -280,6 +281,8 @@ def test_clips_keep_time_and_sound(tmp_path):
         (lambda d: d.pop("cases"), "results.json: cases: expected a list, found NoneType"),
         (lambda d: d["metrics"]["lip_r"].update(dimension="x"), "lip_r: dimension: expected one of speaking"),
         (lambda d: d["metrics"]["lip_r"].update(better=""), "lip_r: better: expected higher or lower, found ''"),
+        (lambda d: d["metrics"]["lip_r"].update(floor=3), "lip_r: floor: expected a value and its interval"),
+        (lambda d: d["cases"][0].update(ceiling=[1]), "speaking-000: ceiling: expected a number per metric"),
         (lambda d: d["cases"][0].update(id="../x"), "cases: expected an id of letters"),
         (lambda d: d["cases"][0].update(id="listening-001"), "expected each id once, found listening-001 twice"),
         (lambda d: d["cases"][0].update(kind="talking"), "speaking-000: kind: expected one of speaking"),
