@@ -104,7 +104,7 @@ def clip(
 def _piece(path: Path, start: float, seconds: float, height: int) -> tuple[Fraction, list[np.ndarray]]:
     with _open(path) as box:
         stream = box.streams.video[0]
-        rate = stream.average_rate or Fraction(24)
+        rate = Fraction(float(stream.average_rate or 24)).limit_denominator(1001)  # PyAV's own type differs by version
         pictures: list[np.ndarray] = []
         try:
             box.seek(int(start / stream.time_base), stream=stream)
