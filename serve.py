@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import socket
 import sys
 import time
 from pathlib import Path
@@ -151,29 +150,14 @@ def to_file(args: argparse.Namespace, references: dict[str, np.ndarray], size: t
     )
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket, or ``InputError``."""
-    if not 0 <= port <= 65535:
-        raise InputError(f"--port: expected 0 to 65535, found {port}")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(64)
-    except (OSError, UnicodeError) as error:
-        if isinstance(error, socket.gaierror | UnicodeError):
-            raise InputError(f"--host: expected an address of this machine, found {host!r}") from None
-        raise InputError(f"--port: expected a free port, found {host}:{port}: {error.strerror}") from None
-    return listener
-
-
 def live(args: argparse.Namespace, references: dict[str, np.ndarray], size: tuple[int, int]) -> None:
     only_files = {"listen": args.listen, "silent-seconds": args.silent_seconds, "steps": args.steps}
     only_files |= {"mix-listen": args.mix_listen or None, "reference": references or None}
     for name, given in only_files.items():
         if given is not None:
             raise InputError(f"--{name}: expected together with --out, found without it")
+    from lpm_jax.local import bind
+
     listener = bind(args.host, args.port)
     library = Library()
     defaults: dict[str, Any] = {"prompt": args.prompt, "seed": args.seed}

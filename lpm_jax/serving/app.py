@@ -10,16 +10,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response, UploadFile, WebSocket
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lpm_jax.errors import InputError, one_line
+from lpm_jax.local import Guard
 from lpm_jax.media import load_audio
 from lpm_jax.pictures import load_image
 from lpm_jax.serving.engine import Engine
@@ -28,55 +27,7 @@ from lpm_jax.serving.meter import report
 from lpm_jax.serving.websocket import Conversation
 
 PAGE = Path(__file__).parent / "page"
-MAX_UPLOAD = 20_000_000  # bytes
 MAX_SPEECH_SECONDS = 600.0
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]", "testserver")
-POLICY = (
-    "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self' ws: wss:; "
-    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-)
-
-
-class Guard:
-    """ASGI middleware. Other sites' pages are refused (Origin), other names for this machine too (Host, against DNS
-    rebinding) unless ``any_host``; bodies end at 20 MB."""
-
-    def __init__(self, app: ASGIApp, any_host: bool = False) -> None:
-        self.app, self.any_host = app, any_host
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)
-            return
-        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
-        host, origin = headers.get("host", ""), headers.get("origin")
-        known = self.any_host or urlsplit(f"//{host}").hostname in LOOPBACK
-        if not known or (origin is not None and urlsplit(origin).netloc != host):
-            if scope["type"] == "websocket":
-                await send({"type": "websocket.close", "code": 4403})
-            else:
-                await JSONResponse({"error": "requests from other sites are refused"}, 403)(scope, receive, send)
-            return
-        size = 0
-
-        async def limited() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b"")) if message["type"] == "http.request" else 0
-            if size > MAX_UPLOAD + 10_000:  # the form's own lines
-                raise HTTPException(413, f"expected at most {MAX_UPLOAD // 1_000_000} MB")
-            return message
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] += [
-                    (b"content-security-policy", POLICY.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"cache-control", b"no-cache"),
-                ]
-            await send(message)
-
-        await self.app(scope, limited if scope["type"] == "http" else receive, guarded)
 
 
 def create_app(

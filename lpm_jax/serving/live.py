@@ -9,7 +9,8 @@ from typing import Any
 
 import uvicorn
 
-from lpm_jax.serving.app import LOOPBACK, create_app
+from lpm_jax.local import LOOPBACK
+from lpm_jax.serving.app import create_app
 from lpm_jax.serving.engine import Engine
 from lpm_jax.serving.library import Library
 

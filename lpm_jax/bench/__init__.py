@@ -1,0 +1,1 @@
+"""LPM-Bench: cases, metrics with floor and ceiling, votes and reports."""
