@@ -67,8 +67,27 @@ class Instruments:
 
     @classmethod
     def load(cls) -> Instruments:
-        """The bundled instruments."""
-        return cls(Reader.load())
+        """The bundled instruments; without the reader there is nothing to measure with, without others less.
+
+        Raises:
+          InputError: weights that are there but broken, or no reader.
+        """
+        from lpm_jax.bench.instruments import expressions, identity, sync
+
+        found, missing = {}, []
+        for part, module, kind, metrics in (
+            ("expressions", expressions, "Expressions", "smiles, brows and most prompts"),
+            ("sync", sync, "Sync", "Sync-C and Sync-D"),
+            ("looks", identity, "Looks", "the identity embedding"),
+        ):
+            if any(module.WEIGHTS.glob("*.safetensors")):
+                found[part] = getattr(module, kind).load()
+            else:
+                name = module.WEIGHTS.name
+                missing.append(
+                    f"no {name} weights: {metrics} are left out (python -m lpm_jax.bench.instruments {name})"
+                )
+        return cls(Reader.load(), **found, missing=tuple(missing))
 
     def observe(self, blocks: Iterable[UInt8[np.ndarray, "n 128 128 3"]]) -> Observation:
         """Raises ValueError for a video without frames or of another size."""

@@ -3,6 +3,8 @@ frames."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +68,9 @@ def labels_of(character, params: Float[np.ndarray, "frames params"]) -> Float[np
     return np.stack([params[:, PARAM_INDEX["aperture"]], pitch, lids, *flags], 1).astype(np.float32)
 
 
-def training_frames(frames: int, seed: int = 0, per_character: int = 6) -> tuple[np.ndarray, np.ndarray]:
+def training_frames(
+    frames: int, seed: int = 0, per_character: int = 6, label: Callable = labels_of
+) -> tuple[np.ndarray, np.ndarray]:
     """Cropped uint8 frames of training characters, in all styles and half of them bearded, and their labels."""
     from data_pipeline.performers.character import STYLES, sample_character
     from data_pipeline.performers.render import render
@@ -80,7 +84,7 @@ def training_frames(frames: int, seed: int = 0, per_character: int = 6) -> tuple
         character = (bearded or four)[0] if rng.random() < 0.5 else four[0]
         params = sample_poses(rng, per_character)
         pictures.append(crop(render(character, params)))
-        labels.append(labels_of(character, params))
+        labels.append(label(character, params))
     return np.concatenate(pictures), np.concatenate(labels)
 
 
@@ -89,12 +93,12 @@ def _dct() -> np.ndarray:
     return (np.cos(np.pi * (n + 0.5) * k / 8) * np.where(k == 0, np.sqrt(1 / 8), 0.5)).astype(np.float32)
 
 
-def augment(x: Float[Array, "b h w c"], key: Array) -> Float[Array, "b h w c"]:
+def augment(x: Float[Array, "b h w c"], key: Array, mirror: bool = True) -> Float[Array, "b h w c"]:
     """What generators and codecs do to frames in -1..1: mirror, blur, coarse 8 x 8 DCT, tint, noise."""
     b, h, w, c = x.shape
     keys = jax.random.split(key, 7)
     scalar = lambda k, low, high: jax.random.uniform(keys[k], (b, 1, 1, 1), minval=low, maxval=high)  # noqa: E731
-    x = jnp.where(scalar(0, 0, 1) < 0.5, x[:, :, ::-1], x)
+    x = jnp.where(scalar(0, 0, 1) < 0.5, x[:, :, ::-1], x) if mirror else x
 
     sigma = jnp.maximum(scalar(1, -0.8, 1.3), 0.05)
     taps = jnp.exp(-0.5 * (jnp.arange(-2, 3) / sigma) ** 2)  # [b, 1, 1, 5]
