@@ -11,6 +11,7 @@ from lpm_jax.errors import InputError, run_door
 WORDS = {
     "run": "make a model's videos of a suite's cases and measure them, or measure a folder of videos",
     "cases": "write a suite's cases as JSON, sound and pictures",
+    "check": "plant defects in true videos: do the instruments tell them?",
     "report": "one page of HTML from a run's folder",
     "compare": "two runs, case by case",
     "rate": "a local page on which people vote",

@@ -14,8 +14,9 @@ are added. Sound and truth start with frame 0 of the video that is asked for; bo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from data_pipeline.schema import FPS, PARAM_INDEX, PARAMS, REFERENCES, SAMPLES_PER_FRAME
+from lpm_jax.bench.files import read_picture, write_flac, write_picture
 from lpm_jax.bench.schema import KINDS
 from lpm_jax.errors import InputError, one_line
 from lpm_jax.media import check_prompt, load_audio
-from lpm_jax.pictures import load_image
 
 BLOCK = 240  # frames that are drawn, written or read at a time
 
@@ -110,9 +111,26 @@ def find_cases(folder: str | Path) -> list[Path]:
     return paths
 
 
+class Cases(Sequence):
+    """The cases in some folders, each read when it is asked for: a thousand of them would not fit into memory.
+
+    Raises:
+      InputError: one cannot be read.
+    """
+
+    def __init__(self, folders: Sequence[Path]):
+        self.folders = list(folders)
+        self._read = functools.lru_cache(maxsize=2)(read_case)
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+    def __getitem__(self, i: int) -> Case:
+        return self._read(self.folders[i])
+
+
 def write_case(case: Case, folder: str | Path) -> Path:
     """Writes a case as ``folder/ID``, ``case.json`` last: what was cut off is no case."""
-    from lpm_jax.bench.files import write_flac, write_picture
     from lpm_jax.checkpoint import write_json
 
     here = Path(folder) / case.id
@@ -173,8 +191,8 @@ def read_case(folder: str | Path) -> Case:
         character=str(data.get("character") or here.resolve().name),
         style=str(data.get("style") or ""),
         prompt=_segments(data.get("prompt", ""), frames / FPS, path),
-        first=load_image(here / data["first"]),
-        references={name: load_image(here / file) for name, file in references.items()},
+        first=read_picture(here / data["first"]),
+        references={name: read_picture(here / file) for name, file in references.items()},
         speak=np.pad(tracks["speak"][:length], (0, max(0, length - len(tracks["speak"])))),
         listen=np.pad(tracks["listen"][:length], (0, max(0, length - len(tracks["listen"])))),
         truth=_read_truth(here, data["truth"], frames) if data.get("truth") else None,

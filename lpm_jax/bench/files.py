@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data_pipeline.schema import FPS, SAMPLE_RATE
 from lpm_jax.errors import InputError
@@ -37,6 +37,17 @@ def write_picture(path: Path, picture: UInt8[np.ndarray, "height width 3"]) -> N
     aside = path.with_suffix(".part")
     Image.fromarray(picture).save(aside, "PNG")
     aside.replace(path)
+
+
+def read_picture(path: Path, longest: int = 2048) -> UInt8[np.ndarray, "height width 3"]:
+    """A picture upright and whole, at most ``longest`` pixels a side, over neutral grey where it is transparent: models
+    cut it as they need. Raises InputError where :func:`~lpm_jax.pictures.load_image` does."""
+    load_image(path)
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file).convert("RGBA")
+    image.thumbnail((longest, longest))
+    grey = Image.new("RGBA", image.size, (128, 128, 128, 255))
+    return np.asarray(Image.alpha_composite(grey, image).convert("RGB"))
 
 
 def write_video(

@@ -17,6 +17,7 @@ from lpm_jax.bench.cases import Case, Segment, Truth
 from lpm_jax.bench.suites import Spec
 
 SEGMENT = 4.0  # seconds that one prompt of a motion case lasts at least
+SEGMENTS = 32  # prompts of one case at most
 FADE = 0.5  # seconds from one prompt's pose to the next one's
 TRAINED_STYLES = ("flat", "shaded", "creature")
 
@@ -103,7 +104,7 @@ def _prompts(rng: np.random.Generator, spec: Spec) -> list:
                 return dataclasses.replace(prompt, end=1e9)
 
     if spec.kind == "motion":
-        return [draw(lambda p: p.action) for _ in range(max(1, int(spec.seconds // SEGMENT)))]
+        return [draw(lambda p: p.action) for _ in range(min(SEGMENTS, max(1, int(spec.seconds // SEGMENT))))]
     return [draw(lambda p: not p.action)]
 
 

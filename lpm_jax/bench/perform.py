@@ -30,8 +30,8 @@ def perform(pipeline, case: Case, seed: int = 0) -> Iterator[UInt8[np.ndarray, "
         yield live.step(case.speak[piece], case.listen[piece]).frames[: case.frames - at]
 
 
-def find_videos(folder: str | Path, cases: list[Case]) -> dict[str, Path]:
-    """``folder/ID.mp4`` for every case that has one.
+def find_videos(folder: str | Path, names: list[str]) -> dict[str, Path]:
+    """``folder/NAME.mp4`` for every case that has one.
 
     Raises:
       InputError: there is no folder, or no video in it has the name of a case.
@@ -39,11 +39,11 @@ def find_videos(folder: str | Path, cases: list[Case]) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"--videos: expected a folder of MP4 files, found none at {str(folder)!r}")
-    found = {case.id: folder / f"{case.id}.mp4" for case in cases if (folder / f"{case.id}.mp4").is_file()}
+    found = {name: folder / f"{name}.mp4" for name in names if (folder / f"{name}.mp4").is_file()}
     if not found:
-        names = sorted(path.name for path in folder.glob("*.mp4"))[:3]
+        there = sorted(path.name for path in folder.glob("*.mp4"))[:3]
         raise InputError(
-            f"--videos: expected files named after cases, such as {cases[0].id}.mp4, in {str(folder)!r}, "
-            f"found {', '.join(names) or 'no MP4'}"
+            f"--videos: expected files named after cases, such as {names[0]}.mp4, in {str(folder)!r}, "
+            f"found {', '.join(there) or 'no MP4'}"
         )
     return found

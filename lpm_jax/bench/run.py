@@ -11,11 +11,13 @@ plays the true video: what the instruments can show at best.
 from __future__ import annotations
 
 import argparse
+import collections
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lpm_jax.bench.cases import Case, find_cases, read_case
+from lpm_jax.bench.cases import Case, Cases, find_cases
 from lpm_jax.bench.progress import progress
 from lpm_jax.bench.schema import SCHEMA
 from lpm_jax.bench.suites import SUITES, specs
@@ -45,19 +47,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def load_cases(suite: str, folder: Path | None) -> list[Case]:
-    """The cases of a suite or of a folder, kind by kind.
+def load_cases(suite: str, folder: Path | None, out: Path) -> Cases:
+    """The cases of a folder, or of a suite, written into ``out/cases`` unless they are there.
 
     Raises:
       InputError: there are none, or two have the same name.
     """
     if folder is None:
-        from lpm_jax.bench.generate import make_case
+        from lpm_jax.bench.write_cases import write_suite
 
-        return [make_case(spec) for spec in progress(specs(suite), "cases")]
-    cases = [read_case(path) for path in find_cases(folder)]
-    names = [case.id for case in cases]
-    double = sorted({name for name in names if names.count(name) > 1})
+        return Cases(write_suite(suite, out / "cases"))
+    cases = Cases(find_cases(folder))
+    names = collections.Counter(case.id for case in cases)
+    double = [name for name, count in names.items() if count > 1]
     if double:
         raise InputError(f"--cases: expected every id once, found {double[0]!r} twice")
     return cases
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> int:
     if args.videos is None and args.model != "truth":
         pipeline = _pipeline(args.model)
         chunk = args.chunk or pipeline.chunk_frames
-    cases = load_cases(args.suite, args.cases)
+    cases = load_cases(args.suite, args.cases, args.out)
     name = args.name or (args.videos.resolve() if args.videos else Path(args.model)).name
     results = run(args.out, cases, pipeline, args.videos, args.seed, chunk)
     head = {"schema": SCHEMA, "suite": args.cases.resolve().name if args.cases else args.suite, "model": name}
@@ -86,7 +88,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(
-    out: Path, cases: list[Case], pipeline: Any, videos: Path | None = None, seed: int = 0, chunk: int = 12
+    out: Path, cases: Sequence[Case], pipeline: Any, videos: Path | None = None, seed: int = 0, chunk: int = 12
 ) -> dict[str, Any]:
     """Makes or finds the videos, writes the true ones beside them and scores all; ``metrics`` and ``cases``.
 
@@ -100,10 +102,11 @@ def run(
     instruments = Instruments.load()
     for line in instruments.missing:
         print(f"note: {line}", file=sys.stderr)
-    given = find_videos(videos, cases) if videos else {}
+    given = find_videos(videos, [case.id for case in cases]) if videos else {}
     if videos and len(given) < len(cases):
         print(f"note: {len(cases) - len(given)} of {len(cases)} cases have no video: left out", file=sys.stderr)
-        cases = [case for case in cases if case.id in given]
+        chosen = [i for i, case in enumerate(cases) if case.id in given]
+        cases = Cases([cases.folders[i] for i in chosen]) if isinstance(cases, Cases) else [cases[i] for i in chosen]
     for case in progress(cases, "videos"):
         true, path = out / "truth" / f"{case.id}.mp4", out / "videos" / f"{case.id}.mp4"
         if case.truth and not true.exists():
@@ -118,7 +121,7 @@ def run(
         return lambda case: read_video(out / folder / f"{case.id}.mp4", case.frames)
 
     scored = list(
-        progress(_sized(score_cases(cases, opened("videos"), opened("truth"), instruments, chunk), cases), "scores")
+        progress(_Sized(score_cases(cases, opened("videos"), opened("truth"), instruments, chunk), cases), "scores")
     )
     rows = []
     for s in scored:
@@ -135,15 +138,15 @@ def finish(out: Path, head: dict[str, Any], results: dict[str, Any]) -> None:
     from lpm_jax.checkpoint import write_json
     from lpm_jax.environment import environment
 
-    write_json(out / "results.json", head | environment() | results)
+    write_json(out / "results.json", head | environment("av") | results)
     print(table(results["metrics"]))
     print(f"written: {out / 'results.json'}", file=sys.stderr)
 
 
-class _sized:
+class _Sized:
     """An iterator that knows how many come: for the progress bar."""
 
-    def __init__(self, items, like: list):
+    def __init__(self, items, like: Sequence):
         self.items, self.count = items, len(like)
 
     def __len__(self) -> int:

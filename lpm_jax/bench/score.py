@@ -22,7 +22,7 @@ from lpm_jax.bench.statistics import Moments, bootstrap, effect, frechet_stat
 
 #: Which planted defect is each metric's floor.
 FLOORS = {
-    **dict.fromkeys(("lip_r", "lip_lag", "bilabial_f1", "sync_c", "sync_d"), "another"),
+    **dict.fromkeys(("lip_r", "lip_lag", "bilabial_f1", "sync_c", "sync_d", "sync_offset"), "another"),
     **dict.fromkeys(("nod_f1", "nod_error", "listen_r", "smile_f1", "brow_f1"), "another"),
     **dict.fromkeys(("identity_colour", "identity_similarity", "identity_auc", "prompt_recall"), "another"),
     **dict.fromkeys(("mouth_still", "stop_delay"), "speaker"),
@@ -52,11 +52,11 @@ def score_cases(
     cases: Sequence[Case], made: Open, truth: Open, instruments: Instruments, chunk: int = 12
 ) -> Iterator[Scored]:
     """Scores of every case that has a video, in order. ``truth`` is only opened for cases that have one."""
-    pictures = [_fit(case.first) for case in cases]
+    kinds, known, pictures = zip(*((c.kind, c.truth is not None, _fit(c.first)) for c in cases), strict=True)
     colours = np.stack([picture_colours(picture.astype(np.float64)) for picture in pictures])
     looks = instruments.looks.embed(np.stack(pictures)) if instruments.looks else None
-    partners = partners_of(cases)
-    speaker = next((i for i, case in enumerate(cases) if case.kind == "speaking" and case.truth), None)
+    partners = partners_of(kinds, known)
+    speaker = next((i for i in range(len(cases)) if kinds[i] == "speaking" and known[i]), None)
     kept: dict[int, Observation] = {}
 
     def true_video(i: int, keep: Sequence[int]) -> Observation:
@@ -81,8 +81,7 @@ def score_cases(
         if case.truth is None:
             yield Scored(case, scores(case, seen, context), {}, {}, {})
             continue
-        first = [j for j in range(len(cases)) if cases[j].kind == case.kind][:1]
-        keep = [i, partners[i], *first, *([] if speaker is None else [speaker])]
+        keep = [i, partners[i], kinds.index(case.kind), *([] if speaker is None else [speaker])]
         true = true_video(i, keep)
         context = dataclasses.replace(context, truth=true)
         another = true_video(partners[i], keep) if partners[i] != i else None
@@ -96,14 +95,14 @@ def score_cases(
         yield Scored(case, scores(case, seen, context), floor, scores(case, true, context), moments)
 
 
-def partners_of(cases: Sequence[Case]) -> list[int]:
+def partners_of(kinds: Sequence[str], known: Sequence[bool]) -> list[int]:
     """For each case the next one of its kind that has a truth, around the end; of any kind where there is no other of
     its own; itself where there is none at all."""
     out = []
-    for i, case in enumerate(cases):
-        known = [j for j, other in enumerate(cases) if other.truth or j == i]
-        same = [j for j in known if cases[j].kind == case.kind]
-        group = same if len(same) > 1 else known
+    for i, kind in enumerate(kinds):
+        able = [j for j in range(len(kinds)) if known[j] or j == i]
+        same = [j for j in able if kinds[j] == kind]
+        group = same if len(same) > 1 else able
         out.append(group[(group.index(i) + 1) % len(group)])
     return out
 

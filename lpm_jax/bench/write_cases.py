@@ -18,10 +18,16 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.out.exists() and not args.out.is_dir():
         raise InputError(f"--out: expected a folder, found the file {str(args.out)!r}")
-    from lpm_jax.bench.generate import make_case
-
-    for spec in progress(specs(args.suite), "cases"):
-        if not (args.out / spec.id / "case.json").exists():
-            write_case(make_case(spec), args.out)
+    write_suite(args.suite, args.out)
     print(f"written: {args.out}", file=sys.stderr)
     return 0
+
+
+def write_suite(suite: str, out: Path) -> list[Path]:
+    """Writes the cases that are not there yet; the folders of all, in the suite's order."""
+    from lpm_jax.bench.generate import make_case
+
+    for spec in progress(specs(suite), "cases"):
+        if not (out / spec.id / "case.json").exists():
+            write_case(make_case(spec), out)
+    return [out / spec.id for spec in specs(suite)]

@@ -17,11 +17,12 @@ NEAR = 2  # frames by which a closure may be early or late
 
 
 def scores(case: Case, seen: Observation, context: Context) -> Scores:
-    out: Scores = dict.fromkeys(("lip_r", "lip_lag", "lip_amplitude", "bilabial_f1", "sync_c", "sync_d"))
+    out: Scores = dict.fromkeys(("lip_r", "lip_lag", "lip_amplitude", "bilabial_f1", "sync_c", "sync_d", "sync_offset"))
     if np.abs(case.speak).max(initial=0) < 1e-2:
         return out
     if seen.lips is not None and context.heard is not None:
-        out["sync_c"], out["sync_d"] = synchrony(seen.lips, context.heard)
+        out["sync_c"], out["sync_d"], lag = synchrony(seen.lips, context.heard)
+        out["sync_offset"] = abs(lag)
     if case.truth is None or case.truth["aperture"].std() < 0.05:
         return out
     truth, read = case.truth["aperture"], seen.read["aperture"]
@@ -88,12 +89,12 @@ def closures_f1(read: Float[np.ndarray, " frames"], truth: Truth) -> float | Non
 
 def synchrony(
     lips: Float[np.ndarray, "frames d"], heard: Float[np.ndarray, "frames d"], reach: int = SYNC_REACH
-) -> tuple[float, float]:
-    """Sync-C and Sync-D of Chung and Zisserman ("Out of time", 2016): over the mean distances of lips and sound at
-    every lag up to ``reach``, the median less the least, and the least."""
+) -> tuple[float, float, int]:
+    """Sync-C, Sync-D and the lips' lag of Chung and Zisserman ("Out of time", 2016): over the mean distances of lips
+    and sound at every lag up to ``reach``, the median less the least, the least, and where it lies."""
     n = len(lips)
-    distance = []
-    for lag in range(-min(reach, n - 2), min(reach, n - 2) + 1):
-        a, b = lips[max(lag, 0) : n + min(lag, 0)], heard[max(-lag, 0) : n - max(lag, 0)]
-        distance.append(np.linalg.norm(a - b, axis=1).mean())
-    return float(np.median(distance) - min(distance)), float(min(distance))
+    reach = min(reach, n - 2)
+    lags = range(-reach, reach + 1)
+    pairs = [(lips[max(lag, 0) : n + min(lag, 0)], heard[max(-lag, 0) : n - max(lag, 0)]) for lag in lags]
+    distance = [float(np.linalg.norm(a - b, axis=1).mean()) for a, b in pairs]
+    return float(np.median(distance)) - min(distance), min(distance), lags[int(np.argmin(distance))]
