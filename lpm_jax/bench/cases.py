@@ -77,7 +77,7 @@ class Case:
     style: str
     prompt: tuple[Segment, ...]
     first: UInt8[np.ndarray, "height width 3"]
-    references: dict[str, UInt8[np.ndarray, "height width 3"]]
+    references: dict[str, UInt8[np.ndarray, "_ _ 3"]]
     speak: Float[np.ndarray, " samples"]
     listen: Float[np.ndarray, " samples"]
     truth: Truth | None = None

@@ -82,7 +82,7 @@ def check(cases: Cases | list[Case], instruments: Instruments) -> dict[str, list
             "frozen": [true.take(_frozen(len(true), share)) for share in SHARES],
             "nods removed": list(_without_nods(instruments, case, true)),
         }.items():
-            found = [scores(_cut(short, len(video)), video, context) for video in videos]
+            found = [scores(_cut(short, len(video)), video, _cut_heard(context, len(video))) for video in videos]
             for name in TELLS[defect]:
                 trials = _worse([f[name] for f in found], METRICS[name].better)
                 if trials:
@@ -108,6 +108,10 @@ def _cut(case: Case, frames: int) -> Case:
     params = Truth(case.truth.character, case.truth.params[:frames], case.truth.phonemes, case.truth.events)
     cut = {name: getattr(case, name)[: frames * 1000] for name in ("speak", "listen")}
     return dataclasses.replace(case, truth=params, **cut)
+
+
+def _cut_heard(context: Context, frames: int) -> Context:
+    return context if context.heard is None else dataclasses.replace(context, heard=context.heard[:frames])
 
 
 def _frozen(frames: int, share: float) -> np.ndarray:

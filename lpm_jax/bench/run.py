@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import hashlib
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +46,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise InputError(f"--chunk: expected 2 to 1,000 frames, found {args.chunk}")
     if args.out.exists() and not args.out.is_dir():
         raise InputError(f"--out: expected a folder, found the file {str(args.out)!r}")
+    if args.videos is not None and not args.videos.is_dir():
+        raise InputError(f"--videos: expected a folder of MP4 files, found none at {str(args.videos)!r}")
+    specs(args.suite) if args.cases is None else find_cases(args.cases)
+    if args.videos is None and args.model != "truth":
+        from lpm_jax.pretrained import locate
+
+        locate(args.model)
     return args
 
 
@@ -67,24 +76,51 @@ def load_cases(suite: str, folder: Path | None, out: Path) -> Cases:
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
-    if args.suite not in SUITES:
-        specs(args.suite)
     pipeline, chunk = None, args.chunk or 12
     if args.videos is None and args.model != "truth":
         pipeline = _pipeline(args.model)
         chunk = args.chunk or pipeline.chunk_frames
-    cases = load_cases(args.suite, args.cases, args.out)
     name = args.name or (args.videos.resolve() if args.videos else Path(args.model)).name
-    results = run(args.out, cases, pipeline, args.videos, args.seed, chunk)
-    head = {"schema": SCHEMA, "suite": args.cases.resolve().name if args.cases else args.suite, "model": name}
-    words = [
-        f"--videos {name}" if args.videos else f"--model {name}",
-        f"--suite {head['suite']}",
-        f"--seed {args.seed}",
-    ]
-    head |= {"seed": args.seed, "command": " ".join(["python -m lpm_jax.bench run", *words])}
+    suite = args.cases.resolve().name if args.cases else args.suite
+    if args.videos is None:
+        claim(args.out, {"model": name, "weights": fingerprint(args.model), "suite": suite, "seed": args.seed})
+    results = run(args.out, load_cases(args.suite, args.cases, args.out), pipeline, args.videos, args.seed, chunk)
+    source = f"--videos {name}" if args.videos else f"--model {name}"
+    command = f"python -m lpm_jax.bench run {source} --suite {suite} --seed {args.seed}"
+    head = {"schema": SCHEMA, "suite": suite, "model": name, "seed": args.seed, "command": command}
     finish(args.out, head, results)
     return 0
+
+
+def claim(out: Path, maker: dict[str, Any]) -> None:
+    """Notes in ``out`` who makes its videos, so that those of one model are never taken for another's.
+
+    Raises:
+      InputError: the folder's videos were made by somebody else.
+    """
+    from lpm_jax.checkpoint import write_json
+
+    path = out / "videos.json"
+    before = json.loads(path.read_text()) if path.is_file() else maker
+    different = [f"{key} {before.get(key)}" for key in maker if before.get(key) != maker[key]]
+    if different:
+        raise InputError(f"--out: expected a new folder or one of the same run, found videos of {', '.join(different)}")
+    write_json(path, maker)
+
+
+def fingerprint(model: str) -> str:
+    """Tells models of the same name apart: sizes, beginnings and ends of the files in a model's folder."""
+    if model == "truth":
+        return ""
+    from lpm_jax.pretrained import locate
+
+    found = hashlib.sha256()
+    for path in sorted(path for path in Path(locate(model)).iterdir() if path.suffix in (".json", ".safetensors")):
+        with path.open("rb") as file:
+            found.update(f"{path.name} {path.stat().st_size}".encode() + file.read(1 << 16))
+            file.seek(max(0, path.stat().st_size - (1 << 16)))
+            found.update(file.read())
+    return found.hexdigest()[:16]
 
 
 def run(
@@ -120,16 +156,9 @@ def run(
     def opened(folder: str):
         return lambda case: read_video(out / folder / f"{case.id}.mp4", case.frames)
 
-    scored = list(
-        progress(_Sized(score_cases(cases, opened("videos"), opened("truth"), instruments, chunk), cases), "scores")
-    )
-    rows = []
-    for s in scored:
-        row = {"id": s.case.id, "kind": s.case.kind, "seconds": round(s.case.seconds, 4)}
-        row |= {"character": s.case.character, "style": s.case.style, "prompt": s.case.text}
-        row |= {"video": f"videos/{s.case.id}.mp4", "truth": f"truth/{s.case.id}.mp4" if s.case.truth else None}
-        rows.append(row | {k: _rounded(getattr(s, k)) for k in ("scores", "floor", "ceiling")})
-    return {"metrics": summary(scored), "cases": rows}
+    scored = score_cases(cases, opened("videos"), opened("truth"), instruments, chunk)
+    found = list(progress(_Sized(scored, cases), "scores"))
+    return {"metrics": summary(found), "cases": [s.row() for s in found]}
 
 
 def finish(out: Path, head: dict[str, Any], results: dict[str, Any]) -> None:
@@ -179,7 +208,3 @@ def _copy(source: Path, target: Path) -> None:
     aside = target.with_suffix(".part")
     aside.write_bytes(source.read_bytes())
     aside.replace(target)
-
-
-def _rounded(found: dict[str, float | None]) -> dict[str, float | None]:
-    return {name: None if x is None else round(x, 5) for name, x in found.items()}

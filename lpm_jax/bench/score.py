@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from lpm_jax.bench.cases import Case
 from lpm_jax.bench.metrics import Context, Scores, scores
@@ -39,13 +39,33 @@ Open = Callable[[Case], Iterable[UInt8[np.ndarray, "n 128 128 3"]]]
 
 @dataclasses.dataclass
 class Scored:
-    """What is known of one case."""
+    """What is known of one case; its sound and pictures are let go."""
 
-    case: Case
+    about: dict[str, Any]
     scores: Scores
     floor: Scores
     ceiling: Scores
     moments: dict[str, dict[str, Moments]]  # by video (result, ceiling, floors, halves) and metric
+
+    def row(self) -> dict[str, Any]:
+        """The case's entry in the results."""
+        parts = {name: getattr(self, name) for name in ("scores", "floor", "ceiling")}
+        short = lambda found: {k: None if x is None else round(x, 5) for k, x in found.items()}  # noqa: E731
+        return self.about | {name: short(found) for name, found in parts.items()}
+
+
+def about(case: Case) -> dict[str, Any]:
+    """What results say of a case."""
+    return {
+        "id": case.id,
+        "kind": case.kind,
+        "seconds": round(case.seconds, 4),
+        "character": case.character,
+        "style": case.style,
+        "prompt": case.text,
+        "video": f"videos/{case.id}.mp4",
+        "truth": f"truth/{case.id}.mp4" if case.truth else None,
+    }
 
 
 def score_cases(
@@ -79,7 +99,7 @@ def score_cases(
         )
         seen = instruments.observe(made(case))
         if case.truth is None:
-            yield Scored(case, scores(case, seen, context), {}, {}, {})
+            yield Scored(about(case), scores(case, seen, context), {}, {}, {})
             continue
         keep = [i, partners[i], kinds.index(case.kind), *([] if speaker is None else [speaker])]
         true = true_video(i, keep)
@@ -92,7 +112,7 @@ def score_cases(
         videos = {"result": seen, "ceiling": true} | {k: floors[k] for k in ("pixelated", "frozen")}
         moments = {name: moments_of(video) for name, video in videos.items()}
         moments |= {"even": moments_of(true, 0), "odd": moments_of(true, 1)}
-        yield Scored(case, scores(case, seen, context), floor, scores(case, true, context), moments)
+        yield Scored(about(case), scores(case, seen, context), floor, scores(case, true, context), moments)
 
 
 def partners_of(kinds: Sequence[str], known: Sequence[bool]) -> list[int]:
@@ -175,7 +195,7 @@ def _distances(moments: Sequence[dict[str, dict[str, Moments]]], name: str) -> d
     }
 
 
-def _fit(picture: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "128 128 3"]:
+def _fit(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "128 128 3"]:
     from lpm_jax.pictures import load_image
 
     return picture if picture.shape[:2] == (128, 128) else load_image(picture)

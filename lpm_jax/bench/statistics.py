@@ -43,7 +43,7 @@ def effect(ceiling: Sequence[float | None], floor: Sequence[float | None], bette
 class Moments:
     """Count, sum and sum of outer products of some features: enough for their mean and covariance."""
 
-    count: float
+    count: int
     total: Float[np.ndarray, " d"]
     outer: Float[np.ndarray, "d d"]
 

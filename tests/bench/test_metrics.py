@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -82,8 +84,6 @@ def test_nods_that_are_removed_are_missed():
 
 
 def test_identity_falls_as_somebody_else_shows():
-    from data_pipeline.performers.character import Character, mix  # noqa: F401
-
     mine, other = video("speaking")[:48], video("speaking", 1)[:48]
     shares = (0, 0.25, 0.5, 0.75, 1)
     blended = [np.round((1 - s) * mine + s * other).astype(np.uint8) for s in shares]
@@ -131,10 +131,38 @@ def test_prompts_are_seen_where_they_are_performed():
 
     still = performed("")
     for action in ("nod", "close_eyes"):
-        asked = Segment(0, 3, "", action=action)
+        asked = Segment(0.0, 3.0, "", action=action)
         assert control.judge(asked, performed(action)) == [True]
         assert control.judge(asked, still) == [False]
-    assert control.judge(Segment(0, 3, "", action="turn_left"), still) == []  # nobody reads it without weights
+    assert control.judge(Segment(0.0, 3.0, "", action="turn_left"), still) == []  # nobody reads it without weights
+
+
+def perfectly_read(kind: str, index: int) -> Observation:
+    """The true video as readers without any error would read it."""
+    truth = case(kind, index).truth
+    both = lambda name: (truth[f"{name}_left"] + truth[f"{name}_right"]) / 2  # noqa: E731
+    read = {name: truth[name] for name in ("aperture", "pitch", "yaw", "roll", "gaze_x", "gaze_y", "smile", "frown")}
+    read |= {"eyes": both("lid"), "brow": (both("brow_inner") + both("brow_outer")) / 2}
+    return dataclasses.replace(true(kind, index), read=read)
+
+
+def test_thresholds_fit_what_performances_do():
+    """Prompts, smiles and brow flashes, were they read without error: all of a true video's, few of another's."""
+    wanted = (
+        [("motion", i) for i in range(5)] + [("speaking", i) for i in range(8)] + [("listening", i) for i in range(3)]
+    )
+    own, wrong, events = [], [], []
+    for n, (kind, i) in enumerate(wanted):
+        best, other = perfectly_read(kind, i), perfectly_read(*wanted[n - 1])
+        found = scores(case(kind, i), best, context(kind, i))
+        own.append(found["prompt_recall"])
+        wrong.append(scores(case(kind, i), other.fitted(len(best)), context(kind, i))["prompt_recall"])
+        events += [found["smile_f1"], found["brow_f1"]]
+    own, wrong = ([x for x in side if x is not None] for side in (own, wrong))
+    assert len(own) >= 8 and np.mean(own) > 0.85
+    assert np.mean(wrong) < 0.4
+    known = [x for x in events if x is not None]
+    assert len(known) >= 3 and np.mean(known) > 0.9
 
 
 # --- floors ------------------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def test_own_cases_without_truth_are_scored_as_far_as_can_be(tmp_path, monkeypat
         (["--out", "DIR", "--model", "nobody"], "nobody"),
         (["--out", "DIR", "--seed", "-1"], "--seed: expected 0 to 2147483647, found -1"),
         (["--out", "DIR", "--chunk", "1"], "--chunk: expected 2 to 1,000 frames, found 1"),
-        (["--out", "DIR", "--cases", "DIR", "--model", "truth"], "expected a folder of cases"),
+        (["--out", "DIR", "--cases", "DIR/none", "--model", "truth"], "expected a folder of cases"),
         (["--out", "DIR", "--suite", "tiny", "--videos", "DIR/none"], "--videos: expected a folder of MP4 files"),
         (["--out", "DIR", "--suite", "tiny", "--videos", "DIR"], "such as speaking-000.mp4"),
         (["--suite", "tiny"], "--out"),
@@ -168,6 +168,14 @@ def test_bad_input_is_told_in_a_line(tmp_path, words, complaint):
     with pytest.raises(InputError) as error:
         bench.main([word.replace("DIR", str(tmp_path)) for word in words])
     assert complaint in str(error.value) and "\n" not in str(error.value)
+
+
+def test_videos_of_one_model_are_not_taken_for_anothers(tmp_path):
+    bench.claim(tmp_path, {"model": "toy", "seed": 0})
+    bench.claim(tmp_path, {"model": "toy", "seed": 0})
+    with pytest.raises(InputError, match="expected a new folder or one of the same run, found videos of seed 0"):
+        bench.claim(tmp_path, {"model": "toy", "seed": 1})
+    assert len(bench.fingerprint("toy")) == 16 and bench.fingerprint("toy") == bench.fingerprint("toy")
 
 
 def test_results_of_another_kind_are_refused(tmp_path):

@@ -52,7 +52,7 @@ def keep(out: Path, name: str, params: dict, made: dict[str, Any], held_out: dic
         print(f"{key:32} {value:.4f}")
 
 
-def same(a: Array, b: Array, scale: Array) -> Array:
+def same(a: Array, b: Array, scale: Array | float) -> Array:
     """InfoNCE (van den Oord et al., 2018), both ways: row ``i`` of unit vectors ``a`` belongs to row ``i`` of ``b``."""
     logits = scale * a @ b.T
     own = jnp.arange(len(a))

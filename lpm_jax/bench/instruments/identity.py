@@ -79,7 +79,10 @@ def twins(seed: int, rng: np.random.Generator, held_out: bool = False) -> list:
     sample = sample_held_out_character if held_out else sample_character
     style = STYLES[seed % len(STYLES)]
     one, donor = sample(2 * seed, style), sample(2 * seed + 1, style)
-    differing = [t for t in TRAITS if getattr(one, t) != getattr(donor, t)]
+    barred = [
+        t for t, bar in (("glasses", one.eyes != 2), ("beard", one.snout), ("hat", one.horns or one.antennae)) if bar
+    ]
+    differing = [t for t in TRAITS if getattr(one, t) != getattr(donor, t) and t not in barred]
     trait = str(rng.choice(differing))
     changes = {trait: getattr(donor, trait)}
     if trait == "skin":
@@ -132,8 +135,9 @@ def accuracy(looks: Looks, pairs: int = 100, poses: int = 4) -> dict[str, float]
     stranger = np.stack([cosine[i, (who // 2 != i // 2)].reshape(-1) for i in who])
     twin = np.stack([cosine[i, i ^ 1].reshape(-1) for i in who])
     ahead = lambda a, b: np.mean([(x[:, None] > y[None]).mean() for x, y in zip(a, b, strict=True)])  # noqa: E731
-    return {"auc_strangers": ahead(own, stranger), "auc_twins": ahead(own, twin), "own": own.mean(),
-            "strangers": stranger.mean(), "twins": twin.mean()}  # fmt: skip
+    found = {"auc_strangers": ahead(own, stranger), "auc_twins": ahead(own, twin), "own": own.mean()}
+    found |= {"strangers": stranger.mean(), "twins": twin.mean()}
+    return {name: float(value) for name, value in found.items()}
 
 
 def main(argv: list[str]) -> int:
