@@ -153,4 +153,11 @@ def test_cases_door(tmp_path, capsys):
 
 
 #: From the first speaking case of the small suite.
-VALUES = {"frames": 0, "style": "", "text": "", "loudness": 0.0, "aperture": 0.0, "colour": (0, 0, 0)}
+VALUES = {
+    "frames": 136,
+    "style": "creature",
+    "text": "The character has a slightly sad face.",
+    "loudness": 0.056405,
+    "aperture": 0.305209,
+    "colour": (149.0, 153.3, 171.9),
+}
