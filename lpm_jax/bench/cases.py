@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,9 @@ def read_case(folder: str | Path) -> Case:
         raise InputError(f"{path}: expected JSON, found {one_line(error, 80)}") from None
     if not isinstance(data, dict) or not isinstance(data.get("first"), str):
         raise InputError(f"{path}: expected an object with 'first', the picture's file name, found none")
+    name = str(data.get("id") or here.resolve().name)
+    if not re.fullmatch(r"[\w.-]{1,100}", name) or not name.strip("."):  # it becomes a file's name
+        raise InputError(f"{path}: id: expected letters, digits, '.', '_' and '-', found {name[:80]!r}")
     tracks = {k: load_audio(here / data[k]) if data.get(k) else np.zeros(0, np.float32) for k in ("speak", "listen")}
     frames = -(-max(map(len, tracks.values())) // SAMPLES_PER_FRAME)
     if data.get("seconds") is not None:
@@ -186,7 +190,7 @@ def read_case(folder: str | Path) -> Case:
         if name not in REFERENCES[1:]:
             raise InputError(f"{path}: references: expected of {', '.join(REFERENCES[1:])}, found {name!r}")
     return Case(
-        id=str(data.get("id") or here.resolve().name),
+        id=name,
         kind=kind,
         character=str(data.get("character") or here.resolve().name),
         style=str(data.get("style") or ""),

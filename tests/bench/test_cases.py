@@ -123,6 +123,8 @@ def test_own_pictures_and_sound_make_a_case(tmp_path):
         ("{", "case.json: expected JSON"),
         ("{}", "expected an object with 'first'"),
         ('{"first": "me.png"}', "expected speak, listen or seconds, found none"),
+        ('{"id": "../up", "first": "me.png", "seconds": 1}', "id: expected letters, digits"),
+        ('{"id": "..", "first": "me.png", "seconds": 1}', "id: expected letters, digits"),
         ('{"first": "me.png", "seconds": -1}', "seconds: expected 0.1 to 86,400, found -1"),
         ('{"first": "no.png", "seconds": 1}', "no.png: expected a file"),
         ('{"first": "me.png", "seconds": 1, "speak": "no.wav"}', "no.wav: expected a file"),
