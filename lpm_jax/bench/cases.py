@@ -186,9 +186,9 @@ def read_case(folder: str | Path) -> Case:
     if kind not in KINDS:
         raise InputError(f"{path}: kind: expected one of {', '.join(KINDS)}, found {kind!r}")
     references = data.get("references") or {}
-    for name in references:
-        if name not in REFERENCES[1:]:
-            raise InputError(f"{path}: references: expected of {', '.join(REFERENCES[1:])}, found {name!r}")
+    for view in references:
+        if view not in REFERENCES[1:]:
+            raise InputError(f"{path}: references: expected of {', '.join(REFERENCES[1:])}, found {view!r}")
     return Case(
         id=name,
         kind=kind,
@@ -196,7 +196,7 @@ def read_case(folder: str | Path) -> Case:
         style=str(data.get("style") or ""),
         prompt=_segments(data.get("prompt", ""), frames / FPS, path),
         first=read_picture(here / data["first"]),
-        references={name: read_picture(here / file) for name, file in references.items()},
+        references={view: read_picture(here / file) for view, file in references.items()},
         speak=np.pad(tracks["speak"][:length], (0, max(0, length - len(tracks["speak"])))),
         listen=np.pad(tracks["listen"][:length], (0, max(0, length - len(tracks["listen"])))),
         truth=_read_truth(here, data["truth"], frames) if data.get("truth") else None,

@@ -51,7 +51,7 @@ def read_picture(path: Path, longest: int = 2048) -> UInt8[np.ndarray, "height w
 
 
 def write_video(
-    path: Path, blocks: Iterable[UInt8[np.ndarray, "frames h w 3"]], speak: Float[np.ndarray, " samples"]
+    path: Path, blocks: Iterable[UInt8[np.ndarray, "_ h w 3"]], speak: Float[np.ndarray, " samples"]
 ) -> None:
     """An MP4 of ``blocks`` with ``speak`` as its sound, as many frames as the sound lasts."""
     blocks = iter(blocks)

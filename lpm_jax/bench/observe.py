@@ -89,7 +89,7 @@ class Instruments:
                 )
         return cls(Reader.load(), **found, missing=tuple(missing))
 
-    def observe(self, blocks: Iterable[UInt8[np.ndarray, "n 128 128 3"]]) -> Observation:
+    def observe(self, blocks: Iterable[UInt8[np.ndarray, "_ 128 128 3"]]) -> Observation:
         """Raises ValueError for a video without frames or of another size."""
         parts: list[dict[str, np.ndarray]] = []
         last = None

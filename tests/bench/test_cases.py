@@ -114,7 +114,7 @@ def test_own_pictures_and_sound_make_a_case(tmp_path):
     made = read_case(here)
     assert (made.id, made.kind, made.frames, made.truth) == ("mine", "speaking", 31, None)
     assert len(made.speak) == len(made.listen) == 31_000 and not made.listen.any()
-    assert made.first.shape == (128, 128, 3) and made.text == "smiles"
+    assert made.first.shape == (200, 150, 3) and made.text == "smiles"
 
 
 @pytest.mark.parametrize(

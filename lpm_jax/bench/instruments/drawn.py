@@ -21,10 +21,10 @@ def sample_poses(rng: np.random.Generator, frames: int) -> Float[np.ndarray, "fr
 
     params = neutral_params(frames)
 
-    def some(share: float, low: float, high: float, rest: float = 0.0) -> np.ndarray:
+    def some(share: float, low: float | int, high: float | int, rest: float = 0.0) -> np.ndarray:
         return np.where(rng.random(frames) < share, rng.uniform(low, high, frames), rest)
 
-    def put(name: str, values: np.ndarray, low: float = 0.0, high: float = 1.0) -> None:
+    def put(name: str, values: np.ndarray, low: float | int = 0, high: float | int = 1) -> None:
         params[:, PARAM_INDEX[name]] = np.clip(values, low, high)
 
     dice = rng.random(frames)

@@ -51,7 +51,7 @@ class Expressions:
     @classmethod
     def load(cls, directory: str | Path = WEIGHTS) -> Expressions:
         """Raises InputError where there are no weights or they do not fit."""
-        return cls(load_weights(directory, "expressions", jax.eval_shape(_initial, 0)))
+        return cls(load_weights(directory, "expressions", jax.eval_shape(lambda: _initial(0))))
 
     def read(self, frames: UInt8[np.ndarray, "n 128 128 3"], batch: int = 64) -> dict[str, Float[np.ndarray, " n"]]:
         """Every output by name, in the units of the parameters, and ``brow``: the mean of inner and outer."""

@@ -48,7 +48,7 @@ class Looks:
     @classmethod
     def load(cls, directory: str | Path = WEIGHTS) -> Looks:
         """Raises InputError where there are no weights or they do not fit."""
-        return cls(load_weights(directory, "identity", jax.eval_shape(_initial, 0)))
+        return cls(load_weights(directory, "identity", jax.eval_shape(lambda: _initial(0))))
 
     def embed(self, frames: UInt8[np.ndarray, "n 128 128 3"], batch: int = 32) -> Float[np.ndarray, "n 48"]:
         """Unit vectors; the cosine of two is their similarity."""

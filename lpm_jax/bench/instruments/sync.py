@@ -74,7 +74,7 @@ class Sync:
     @classmethod
     def load(cls, directory: str | Path = WEIGHTS) -> Sync:
         """Raises InputError where there are no weights or they do not fit."""
-        return cls(load_weights(directory, "sync", jax.eval_shape(_initial, 0)))
+        return cls(load_weights(directory, "sync", jax.eval_shape(lambda: _initial(0))))
 
     def crop(self, frames: UInt8[np.ndarray, "n 128 128 3"]) -> UInt8[np.ndarray, "n 32 32 3"]:
         """The lower middle of the frames, where mouths are, at half size."""
