@@ -1,15 +1,15 @@
-"""How the benchmarks speak: progress and a table of figures."""
+"""How the benchmarks speak: a table of figures."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from lpm_jax.bench.progress import progress as progress  # the benchmarks have it from here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,22 +58,6 @@ def table(rows: Sequence[Row]) -> str:
         ]
         text.append("  ".join(cells).rstrip())
     return "\n".join(text)
-
-
-def progress(items: Iterable, name: str, note: Callable[[], str] = lambda: "") -> Iterator:
-    """Passes ``items`` on: with a bar on a terminal, with a plain line for every tenth elsewhere."""
-    items = items if hasattr(items, "__len__") else list(items)
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(items, desc=name)
-        return
-    began, count = time.monotonic(), len(items)
-    for i, item in enumerate(items, 1):
-        yield item
-        if i % max(1, count // 10) == 0 or i == count:
-            line = f"{name}: {i}/{count}, {time.monotonic() - began:.0f} s {note()}"
-            print(line.rstrip(), file=sys.stderr, flush=True)
 
 
 def resident_megabytes() -> float:

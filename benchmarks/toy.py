@@ -1,8 +1,8 @@
 """The bundled model on held-out characters and voices: ``uv run python -m benchmarks.toy``.
 
-Every figure is read from pixels by ``benchmarks/reader.py`` and stands beside its floor (the same figure with another
-clip's sound) and its ceiling (the true video through the same reader). ``--model truth`` plays the true video instead
-of a model: what the instrument can show at best. ``--minutes 10`` adds the long stream. See ``--help``.
+Every figure is read from pixels by ``lpm_jax/bench/instruments/reader.py`` and stands beside its floor (the same figure
+with another clip's sound) and its ceiling (the true video through the same reader). ``--model truth`` plays the true
+video instead of a model: what the instrument can show at best. ``--minutes 10`` adds the long stream. See ``--help``.
 
 Stream frame ``i`` is frame ``i + 1`` of its clip: a clip's first frame stands alone, and a stream starts after it.
 """
@@ -19,10 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int16, UInt8
 
-from benchmarks import metrics
-from benchmarks.reader import Reader, Reading
 from benchmarks.report import Row, progress, resident_megabytes, table
 from data_pipeline.schema import FPS, PARAM_INDEX, SAMPLE_RATE, SAMPLES_PER_FRAME
+from lpm_jax.bench import signals as metrics
+from lpm_jax.bench.instruments.reader import Reader, Reading
 from lpm_jax.checkpoint import write_json
 from lpm_jax.environment import environment
 from lpm_jax.errors import ArgumentParser, run_door

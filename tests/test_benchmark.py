@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import metrics, toy
+from benchmarks import toy
 from benchmarks.report import Row, table
+from lpm_jax.bench import signals as metrics
 from lpm_jax.environment import environment
 
 
@@ -118,7 +119,7 @@ def test_environment_names_no_host():
 @pytest.fixture(scope="module")
 def reader():
     pytest.importorskip("cv2")
-    from benchmarks.reader import Reader
+    from lpm_jax.bench.instruments.reader import Reader
 
     return Reader.load()
 

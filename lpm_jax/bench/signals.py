@@ -1,4 +1,4 @@
-"""The benchmark's figures as pure functions of signals and frames. Signals come as one array per clip.
+"""Figures as pure functions of signals and frames. Signals come as one array per clip.
 
 Correlations pool the frames of all clips after removing each clip's own mean: a nod of ten degrees weighs more than
 the sway of a clip without one, and a character whose closed mouth reads high does not count as following the sound.

@@ -1,0 +1,76 @@
+"""Reactions: nods, smiles and brow flashes at the right moments, and a mouth that keeps still without speech."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.signal import find_peaks
+
+from data_pipeline.schema import FPS, SAMPLES_PER_FRAME
+from lpm_jax.bench.cases import Case
+from lpm_jax.bench.metrics import Context, Scores
+from lpm_jax.bench.observe import Observation
+from lpm_jax.bench.signals import pooled_correlation
+
+NOD, SMILE, BROW = 4.5, 0.3, 0.25  # prominence of an event: degrees, and units of the parameters
+MATCH = 0.3  # seconds within which an event counts as the true one
+SEARCH = 1.0  # seconds within which the nearest nod is looked for to tell how late it is
+QUIET = 7  # frames without speech before and after a frame at which the mouth should be still
+
+
+def scores(case: Case, seen: Observation, context: Context) -> Scores:
+    names = ("nod_f1", "nod_error", "listen_r", "smile_f1", "brow_f1", "mouth_still")
+    out: Scores = dict.fromkeys(names)
+    still = silent(case)
+    if still.sum() >= FPS // 2:
+        out["mouth_still"] = seen.read["aperture"][still].mean()
+    if case.truth is None or np.abs(case.listen).max(initial=0) < 1e-2:
+        return out
+    truth, read = case.truth["pitch"], seen.read["pitch"]
+    wanted, found = events(truth, NOD), events(read, NOD)
+    if wanted:
+        out["nod_f1"] = f1(wanted, found)
+        out["nod_error"] = np.mean([min([abs(w - f) for f in found] + [SEARCH]) for w in wanted])
+    if truth.std() > 0.8:
+        out["listen_r"] = max(pooled_correlation([read], [truth], lag) for lag in (-1, 0, 1))
+    if "smile" in seen.read:
+        out["smile_f1"] = _expression_f1(case.truth["smile"], seen.read["smile"], SMILE)
+    if "brow" in seen.read:
+        inner, outer = (case.truth[f"brow_{x}_left"] + case.truth[f"brow_{x}_right"] for x in ("inner", "outer"))
+        out["brow_f1"] = _expression_f1((inner + outer) / 4, seen.read["brow"], BROW)
+    return out
+
+
+def events(signal: Float[np.ndarray, " frames"], prominence: float) -> list[float]:
+    """Seconds at which the signal peaks by at least ``prominence``, no two within a quarter of a second."""
+    level = np.convolve(np.pad(signal, 1, mode="edge"), (0.25, 0.5, 0.25), "valid")
+    level = np.concatenate([[level.min()], level, [level.min()]])  # a peak may lie at an end
+    peaks, _ = find_peaks(level, prominence=prominence, distance=FPS // 4)
+    return [float(p - 1) / FPS for p in peaks]
+
+
+def f1(wanted: list[float], found: list[float], within: float = MATCH) -> float:
+    """F1 of events matched one to one, nearest pairs first."""
+    pairs = sorted((abs(w - f), i, j) for i, w in enumerate(wanted) for j, f in enumerate(found))
+    left, right = set(), set()
+    for distance, i, j in pairs:
+        if distance <= within and i not in left and j not in right:
+            left.add(i)
+            right.add(j)
+    return 2 * len(left) / max(len(wanted) + len(found), 1)
+
+
+def _expression_f1(truth: np.ndarray, read: np.ndarray, prominence: float) -> float | None:
+    wanted = events(truth, prominence)
+    return f1(wanted, events(read, prominence), 2 * MATCH) if wanted else None
+
+
+def speaks(case: Case) -> Bool[np.ndarray, " frames"]:
+    """Frames in which the character's own track is above -40 dB of full scale."""
+    power = np.mean(case.speak.reshape(-1, SAMPLES_PER_FRAME) ** 2, axis=1)
+    return power > 1e-4
+
+
+def silent(case: Case) -> Bool[np.ndarray, " frames"]:
+    """Frames that are at least :data:`QUIET` frames away from speech."""
+    return np.convolve(speaks(case), np.ones(2 * QUIET + 1), "same") < 0.5

@@ -1,0 +1,210 @@
+"""``python -m lpm_jax.bench run``: make a model's videos of a suite's cases, measure them, write ``results.json``.
+
+    python -m lpm_jax.bench run --model toy --suite small --out runs/bench
+    python -m lpm_jax.bench run --videos FOLDER --name theirs --suite small --out runs/theirs
+    python -m lpm_jax.bench run --cases FOLDER --out runs/mine
+
+Videos that are already in the folder are kept: a run that was stopped goes on with the same command. ``--model truth``
+plays the true video: what the instruments can show at best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lpm_jax.bench.cases import Case, Cases, find_cases
+from lpm_jax.bench.progress import progress
+from lpm_jax.bench.schema import SCHEMA
+from lpm_jax.bench.suites import SUITES, specs
+from lpm_jax.errors import ArgumentParser, InputError
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = ArgumentParser(
+        "python -m lpm_jax.bench run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="the run's folder (made if missing)")
+    add("--model", default="toy", help='bundled model, folder of a model, or "truth"')
+    add("--videos", type=Path, metavar="DIR", help="score these MP4 files, named after cases, instead of a model's")
+    add("--suite", default="small", help=f"{', '.join(SUITES)} (default: small)")
+    add("--cases", type=Path, metavar="DIR", help="a folder of cases instead of a suite")
+    add("--name", help="what to call the model in results (default: the model's or folder's name)")
+    add("--chunk", type=int, help="frames that the system makes at a time (default: the model's; for --videos 12)")
+    add("--seed", type=int, default=0, help="of the model's noise")
+    args = parser.parse_args(argv)
+    if not 0 <= args.seed < 2**31:
+        raise InputError(f"--seed: expected 0 to {2**31 - 1}, found {args.seed}")
+    if args.chunk is not None and not 2 <= args.chunk <= 1000:
+        raise InputError(f"--chunk: expected 2 to 1,000 frames, found {args.chunk}")
+    if args.out.exists() and not args.out.is_dir():
+        raise InputError(f"--out: expected a folder, found the file {str(args.out)!r}")
+    if args.videos is not None and not args.videos.is_dir():
+        raise InputError(f"--videos: expected a folder of MP4 files, found none at {str(args.videos)!r}")
+    specs(args.suite) if args.cases is None else find_cases(args.cases)
+    if args.videos is None and args.model != "truth":
+        from lpm_jax.pretrained import locate
+
+        locate(args.model)
+    return args
+
+
+def load_cases(suite: str, folder: Path | None, out: Path) -> Cases:
+    """The cases of a folder, or of a suite, written into ``out/cases`` unless they are there.
+
+    Raises:
+      InputError: there are none, or two have the same name.
+    """
+    if folder is None:
+        from lpm_jax.bench.write_cases import write_suite
+
+        return Cases(write_suite(suite, out / "cases"))
+    cases = Cases(find_cases(folder))
+    names = collections.Counter(case.id for case in cases)
+    double = [name for name, count in names.items() if count > 1]
+    if double:
+        raise InputError(f"--cases: expected every id once, found {double[0]!r} twice")
+    return cases
+
+
+def main(argv: list[str]) -> int:
+    args = parse(argv)
+    pipeline, chunk = None, args.chunk or 12
+    if args.videos is None and args.model != "truth":
+        pipeline = _pipeline(args.model)
+        chunk = args.chunk or pipeline.chunk_frames
+    name = args.name or (args.videos.resolve() if args.videos else Path(args.model)).name
+    suite = args.cases.resolve().name if args.cases else args.suite
+    if args.videos is None:
+        claim(args.out, {"model": name, "weights": fingerprint(args.model), "suite": suite, "seed": args.seed})
+    results = run(args.out, load_cases(args.suite, args.cases, args.out), pipeline, args.videos, args.seed, chunk)
+    source = f"--videos {name}" if args.videos else f"--model {name}"
+    command = f"python -m lpm_jax.bench run {source} --suite {suite} --seed {args.seed}"
+    head = {"schema": SCHEMA, "suite": suite, "model": name, "seed": args.seed, "command": command}
+    finish(args.out, head, results)
+    return 0
+
+
+def claim(out: Path, maker: dict[str, Any]) -> None:
+    """Notes in ``out`` who makes its videos, so that those of one model are never taken for another's.
+
+    Raises:
+      InputError: the folder's videos were made by somebody else.
+    """
+    from lpm_jax.checkpoint import write_json
+
+    path = out / "videos.json"
+    before = json.loads(path.read_text()) if path.is_file() else maker
+    different = [f"{key} {before.get(key)}" for key in maker if before.get(key) != maker[key]]
+    if different:
+        raise InputError(f"--out: expected a new folder or one of the same run, found videos of {', '.join(different)}")
+    write_json(path, maker)
+
+
+def fingerprint(model: str) -> str:
+    """Tells models of the same name apart: sizes, beginnings and ends of the files in a model's folder."""
+    if model == "truth":
+        return ""
+    from lpm_jax.pretrained import locate
+
+    found = hashlib.sha256()
+    for path in sorted(path for path in Path(locate(model)).iterdir() if path.suffix in (".json", ".safetensors")):
+        with path.open("rb") as file:
+            found.update(f"{path.name} {path.stat().st_size}".encode() + file.read(1 << 16))
+            file.seek(max(0, path.stat().st_size - (1 << 16)))
+            found.update(file.read())
+    return found.hexdigest()[:16]
+
+
+def run(
+    out: Path, cases: Sequence[Case], pipeline: Any, videos: Path | None = None, seed: int = 0, chunk: int = 12
+) -> dict[str, Any]:
+    """Makes or finds the videos, writes the true ones beside them and scores all; ``metrics`` and ``cases``.
+
+    Without a pipeline and without ``videos`` the true video plays.
+    """
+    from lpm_jax.bench.files import read_video, write_video
+    from lpm_jax.bench.observe import Instruments
+    from lpm_jax.bench.perform import find_videos, perform
+    from lpm_jax.bench.score import score_cases, summary
+
+    instruments = Instruments.load()
+    for line in instruments.missing:
+        print(f"note: {line}", file=sys.stderr)
+    given = find_videos(videos, [case.id for case in cases]) if videos else {}
+    if videos and len(given) < len(cases):
+        print(f"note: {len(cases) - len(given)} of {len(cases)} cases have no video: left out", file=sys.stderr)
+        chosen = [i for i, case in enumerate(cases) if case.id in given]
+        cases = Cases([cases.folders[i] for i in chosen]) if isinstance(cases, Cases) else [cases[i] for i in chosen]
+    for case in progress(cases, "videos"):
+        true, path = out / "truth" / f"{case.id}.mp4", out / "videos" / f"{case.id}.mp4"
+        if case.truth and not true.exists():
+            write_video(true, case.truth.video(), case.speak)
+        if case.id in given:
+            _copy(given[case.id], path)
+        elif not path.exists():
+            blocks = perform(pipeline, case, seed) if pipeline else _true_blocks(case)
+            write_video(path, blocks, case.speak)
+
+    def opened(folder: str):
+        return lambda case: read_video(out / folder / f"{case.id}.mp4", case.frames)
+
+    scored = score_cases(cases, opened("videos"), opened("truth"), instruments, chunk)
+    found = list(progress(_Sized(scored, cases), "scores"))
+    return {"metrics": summary(found), "cases": [s.row() for s in found]}
+
+
+def finish(out: Path, head: dict[str, Any], results: dict[str, Any]) -> None:
+    """Writes ``results.json`` and prints the table."""
+    from lpm_jax.bench.table import table
+    from lpm_jax.checkpoint import write_json
+    from lpm_jax.environment import environment
+
+    write_json(out / "results.json", head | environment("av") | results)
+    print(table(results["metrics"]))
+    print(f"written: {out / 'results.json'}", file=sys.stderr)
+
+
+class _Sized:
+    """An iterator that knows how many come: for the progress bar."""
+
+    def __init__(self, items, like: Sequence):
+        self.items, self.count = items, len(like)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self):
+        return iter(self.items)
+
+
+def _pipeline(model: str):
+    from lpm_jax.compilation import keep_programs
+    from lpm_jax.pipeline import Pipeline
+
+    keep_programs()
+    pipeline = Pipeline.from_pretrained(model)
+    pipeline.warm_up()
+    return pipeline
+
+
+def _true_blocks(case: Case):
+    if case.truth is None:
+        raise InputError(f"--model truth: expected cases with a truth, found {case.id} without")
+    return case.truth.video()
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and target.samefile(source):
+        return
+    aside = target.with_suffix(".part")
+    aside.write_bytes(source.read_bytes())
+    aside.replace(target)

@@ -1,0 +1,201 @@
+"""From videos to results: every case's scores, its floor and ceiling, and the table over cases.
+
+Floors come from the true videos: the video of the next case of its kind (another's sound, another's looks), of a case
+that speaks, a first frame that stays, frames or chunks in a random order, a change into somebody else, thumbnails.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from lpm_jax.bench.cases import Case
+from lpm_jax.bench.metrics import Context, Scores, scores
+from lpm_jax.bench.metrics.identity import picture_colours
+from lpm_jax.bench.observe import STRIDE, WINDOW, Instruments, Observation
+from lpm_jax.bench.schema import METRICS
+from lpm_jax.bench.statistics import Moments, bootstrap, effect, frechet_stat
+
+#: Which planted defect is each metric's floor.
+FLOORS = {
+    **dict.fromkeys(("lip_r", "lip_lag", "bilabial_f1", "sync_c", "sync_d", "sync_offset"), "another"),
+    **dict.fromkeys(("nod_f1", "nod_error", "listen_r", "smile_f1", "brow_f1"), "another"),
+    **dict.fromkeys(("identity_colour", "identity_similarity", "identity_auc", "prompt_recall"), "another"),
+    **dict.fromkeys(("mouth_still", "stop_delay"), "speaker"),
+    **dict.fromkeys(("lip_amplitude", "motion_amount", "motion_diversity", "frozen", "frechet_motion"), "frozen"),
+    **dict.fromkeys(("identity_slope", "drift"), "blended"),
+    **dict.fromkeys(("sharpness", "frechet_picture"), "pixelated"),
+    "flicker": "shuffled",
+    "seam": "chunks",
+}
+
+#: Opens a video of a case: blocks of frames.
+Open = Callable[[Case], Iterable[UInt8[np.ndarray, "n 128 128 3"]]]
+
+
+@dataclasses.dataclass
+class Scored:
+    """What is known of one case; its sound and pictures are let go."""
+
+    about: dict[str, Any]
+    scores: Scores
+    floor: Scores
+    ceiling: Scores
+    moments: dict[str, dict[str, Moments]]  # by video (result, ceiling, floors, halves) and metric
+
+    def row(self) -> dict[str, Any]:
+        """The case's entry in the results."""
+        parts = {name: getattr(self, name) for name in ("scores", "floor", "ceiling")}
+        short = lambda found: {k: None if x is None else round(x, 5) for k, x in found.items()}  # noqa: E731
+        return self.about | {name: short(found) for name, found in parts.items()}
+
+
+def about(case: Case) -> dict[str, Any]:
+    """What results say of a case."""
+    return {
+        "id": case.id,
+        "kind": case.kind,
+        "seconds": round(case.seconds, 4),
+        "character": case.character,
+        "style": case.style,
+        "prompt": case.text,
+        "video": f"videos/{case.id}.mp4",
+        "truth": f"truth/{case.id}.mp4" if case.truth else None,
+    }
+
+
+def score_cases(
+    cases: Sequence[Case], made: Open, truth: Open, instruments: Instruments, chunk: int = 12
+) -> Iterator[Scored]:
+    """Scores of every case that has a video, in order. ``truth`` is only opened for cases that have one."""
+    kinds, known, pictures = zip(*((c.kind, c.truth is not None, _fit(c.first)) for c in cases), strict=True)
+    colours = np.stack([picture_colours(picture.astype(np.float64)) for picture in pictures])
+    looks = instruments.looks.embed(np.stack(pictures)) if instruments.looks else None
+    partners = partners_of(kinds, known)
+    speaker = next((i for i in range(len(cases)) if kinds[i] == "speaking" and known[i]), None)
+    kept: dict[int, Observation] = {}
+
+    def true_video(i: int, keep: Sequence[int]) -> Observation:
+        if i not in kept:
+            kept[i] = instruments.observe(truth(cases[i]))
+        for j in [j for j in kept if j not in keep]:
+            del kept[j]
+        return kept[i]
+
+    for i, case in enumerate(cases):
+        others = np.arange(len(cases)) != i
+        context = Context(
+            truth=None,
+            colours=colours[i],
+            others=colours[others],
+            look=None if looks is None else looks[i],
+            other_looks=None if looks is None else looks[others],
+            heard=instruments.sync.hear(case.speak) if instruments.sync else None,
+            chunk=chunk,
+        )
+        seen = instruments.observe(made(case))
+        if case.truth is None:
+            yield Scored(about(case), scores(case, seen, context), {}, {}, {})
+            continue
+        keep = [i, partners[i], kinds.index(case.kind), *([] if speaker is None else [speaker])]
+        true = true_video(i, keep)
+        context = dataclasses.replace(context, truth=true)
+        another = true_video(partners[i], keep) if partners[i] != i else None
+        talking = true_video(speaker, keep) if speaker is not None and speaker != i else another
+        floors = defects(true, another, talking, chunk, instruments)
+        found = {name: scores(case, video, context) for name, video in floors.items()}
+        floor = {name: found[FLOORS[name]].get(name) for name in FLOORS if FLOORS[name] in found}
+        videos = {"result": seen, "ceiling": true} | {k: floors[k] for k in ("pixelated", "frozen")}
+        moments = {name: moments_of(video) for name, video in videos.items()}
+        moments |= {"even": moments_of(true, 0), "odd": moments_of(true, 1)}
+        yield Scored(about(case), scores(case, seen, context), floor, scores(case, true, context), moments)
+
+
+def partners_of(kinds: Sequence[str], known: Sequence[bool]) -> list[int]:
+    """For each case the next one of its kind that has a truth, around the end; of any kind where there is no other of
+    its own; itself where there is none at all."""
+    out = []
+    for i, kind in enumerate(kinds):
+        able = [j for j in range(len(kinds)) if known[j] or j == i]
+        same = [j for j in able if kinds[j] == kind]
+        group = same if len(same) > 1 else able
+        out.append(group[(group.index(i) + 1) % len(group)])
+    return out
+
+
+def defects(
+    true: Observation, another: Observation | None, speaker: Observation | None, chunk: int, instruments: Instruments
+) -> dict[str, Observation]:
+    """The true video with each of the planted defects."""
+    n = len(true)
+    rng = np.random.default_rng(n)
+    whole = np.arange(n)
+    blocks = [whole[at : at + chunk] for at in range(0, n, chunk)]
+    full = [block for block in blocks if len(block) == chunk]
+    order = rng.permutation(len(full))
+    if len(full) > 1 and (order == np.arange(len(full))).all():
+        order = order[::-1]
+    chunks = np.concatenate([*[full[k] for k in order], *blocks[len(full) :]]) if full else whole
+    out = {
+        "frozen": true.take(np.zeros(n, int)),
+        "shuffled": true.take(np.concatenate([rng.permutation(block) for block in blocks])),
+        "chunks": true.take(chunks),
+        "pixelated": instruments.pixelated(true),
+    }
+    if another is not None:
+        out |= {"another": another.fitted(n), "blended": true.blended(another)}
+    if speaker is not None:
+        out["speaker"] = speaker.fitted(n)
+    return out
+
+
+def moments_of(seen: Observation, half: int | None = None) -> dict[str, Moments]:
+    """Of single pictures: the reader's features. Of half seconds: their mean, and how much they change. ``half`` (0 or
+    1) takes every other half second."""
+    count = len(seen) // WINDOW
+    windows = seen.features[: count * WINDOW].reshape(count, WINDOW, -1)
+    windows = windows if half is None else windows[half::2]
+    moving = np.abs(np.diff(windows, axis=1)).mean(1) * WINDOW
+    return {
+        "frechet_picture": Moments.of(windows[:, ::STRIDE].reshape(-1, windows.shape[-1])),
+        "frechet_motion": Moments.of(np.concatenate([windows.mean(1), moving], 1)),
+    }
+
+
+def summary(scored: Sequence[Scored]) -> dict[str, dict[str, Any]]:
+    """``metrics`` of the results: every metric that some case has."""
+    out = {}
+    for name, metric in METRICS.items():
+        result, floor, ceiling = ([getattr(s, k).get(name) for s in scored] for k in ("scores", "floor", "ceiling"))
+        if name.startswith("frechet"):
+            stats = _distances([s.moments for s in scored if s.moments], name)
+            difference = None
+        else:
+            stats = {"result": bootstrap(result), "floor": bootstrap(floor), "ceiling": bootstrap(ceiling)}
+            difference = effect(ceiling, floor, metric.better)
+        if stats["result"] is not None:
+            out[name] = metric.to_json() | stats | {"effect": difference}
+    return out
+
+
+def _distances(moments: Sequence[dict[str, dict[str, Moments]]], name: str) -> dict[str, Any]:
+    """Distances from the true videos. The ceiling is that of every other half second of the true videos
+    from those between."""
+    if len(moments) < 2:
+        return {"result": None}
+    by = {side: [m[side][name] for m in moments] for side in moments[0]}
+    return {
+        "result": frechet_stat(by["result"], by["ceiling"]),
+        "floor": frechet_stat(by[FLOORS[name]], by["ceiling"]),
+        "ceiling": frechet_stat(by["even"], by["odd"]),
+    }
+
+
+def _fit(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "128 128 3"]:
+    from lpm_jax.pictures import load_image
+
+    return picture if picture.shape[:2] == (128, 128) else load_image(picture)
