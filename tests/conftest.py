@@ -12,7 +12,8 @@ from jaxtyping import install_import_hook
 # Every annotated function of these modules checks its arguments' and results' shapes and types while tests run.
 MODULES = (
     "nn models streaming flow checkpoint config sharding convert convert_files convert_parts mapping tensors flops "
-    "scaling distributed compilation planning bench"
+    "scaling distributed compilation planning bench.cases bench.generate bench.instruments bench.metrics bench.observe "
+    "bench.score bench.signals bench.statistics"
 )
 TRAINING = "curves flow_matching latents loop observe profiler resume signals stages state step validation vae"
 CHECKED = [f"lpm_jax.{name}" for name in MODULES.split()]
