@@ -2,7 +2,7 @@
 
 A trial is a case and two neighbouring amounts of a defect; it is right where the metric is worse at the larger one. The
 defects: the video late against the sound by 0, 2, 4, 8 frames; another character faded over the picture by 0 to 100 %;
-a growing share of frames frozen; nods taken out of the performance. What ``--suite small`` found is in docs/bench.md.
+a growing share of frames frozen; nods taken out of the performance.
 """
 
 from __future__ import annotations

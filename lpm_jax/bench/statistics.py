@@ -70,7 +70,8 @@ def frechet(a: Moments, b: Moments) -> float:
     values, vectors = np.linalg.eigh(cov_a)
     root = vectors * np.sqrt(values.clip(0)) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
-    return float(((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+    distance = ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
+    return max(float(distance), 0.0)  # rounding may leave a little less
 
 
 def frechet_stat(a: Sequence[Moments], b: Sequence[Moments], draws: int = 100) -> dict[str, float | int]:

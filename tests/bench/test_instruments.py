@@ -26,7 +26,7 @@ QUICK = {
 }
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [pytest.param("sync", marks=pytest.mark.slow), "identity", "expressions"])
 def test_training_writes_weights_that_load(name, tmp_path):
     module = {"sync": sync, "identity": identity, "expressions": expressions}[name]
     assert door.main([name, "--out", str(tmp_path), *QUICK[name]]) == 0
@@ -56,6 +56,8 @@ def test_synchrony_sees_the_same_moment_in_both():
     assert np.array_equal(windows[1, :, :, 2], crops[40]) and np.array_equal(windows[0, :, :, 0], crops[0])
     assert np.array_equal(sync.mel_windows(mels, at)[1, 8:12, :, 0], mels[40])
     assert np.allclose(sync.mel(made.speak, block=7), mels)
+    seen, heard = sync.batches([(crops, mels)] * 2, seed=0, each=4)(7)
+    assert seen.shape == (8, 32, 32, 15) and heard.shape == (8, 20, 32, 1)
     loud, opening = mels.mean((1, 2)), made.truth["aperture"]
     assert np.corrcoef(loud, opening)[0, 1] > 0.4
 
