@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Real, UInt8
 
-Signals = Sequence[Float[np.ndarray, " frames"]]
+Signals = Sequence[Float[np.ndarray, " _"]]  # of any lengths
 #: The picture's regions: 4 x 4 cells, each compared by its mean colour. Smaller cells measure the pose that a prompt
 #: asks for: of 8 x 8, the true videos themselves lie at 0.09 of the distance to others, of 4 x 4 at 0.075.
 CELLS = 4
@@ -85,7 +85,7 @@ def recall(logits: Signals, present: Bool[np.ndarray, " clips"]) -> tuple[float,
     return tuple(float(shares[m].mean()) if m.any() else float("nan") for m in (present, ~present))
 
 
-def lab(rgb: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
+def lab(rgb: Real[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
     """sRGB 0..255 to CIELAB (D65)."""
     value = np.asarray(rgb, np.float64) / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
@@ -96,7 +96,7 @@ def lab(rgb: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
 
 
-def region_colours(picture: Float[np.ndarray, "h w 3"], cells: int = CELLS) -> Float[np.ndarray, "cells2 3"]:
+def region_colours(picture: Real[np.ndarray, "h w 3"], cells: int = CELLS) -> Float[np.ndarray, "cells2 3"]:
     """Mean colour, in CIELAB, of each cell of a picture (for a video: of its temporal mean)."""
     h, w, _ = picture.shape
     blocks = np.asarray(picture, np.float64).reshape(cells, h // cells, cells, w // cells, 3)
@@ -109,8 +109,8 @@ def colour_distance(a: Float[np.ndarray, "cells2 3"], b: Float[np.ndarray, "cell
 
 
 def identity(
-    results: Sequence[Float[np.ndarray, "h w 3"]], references: Sequence[Float[np.ndarray, "h w 3"]]
-) -> dict[str, float]:
+    results: Sequence[Real[np.ndarray, "h w 3"]], references: Sequence[Real[np.ndarray, "h w 3"]]
+) -> dict[str, int | float]:
     """Temporal means against everybody's references: how many are ``nearest`` to their own, ``own`` and ``other``
     mean distances, and their ``ratio``."""
     made, known = ([region_colours(x) for x in pictures] for pictures in (results, references))

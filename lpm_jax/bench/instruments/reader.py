@@ -67,12 +67,12 @@ class Reader:
         abstract = jax.eval_shape(lambda: Network().init(jax.random.key(0), jnp.zeros((1, CROP, CROP, 3))))["params"]
         return cls(load_weights(directory, "reader", abstract))
 
-    def read(self, frames: UInt8[np.ndarray, "frames 128 128 3"], batch: int = 64) -> Reading:
+    def read(self, frames: UInt8[np.ndarray, "frames h w 3"], batch: int = 64) -> Reading:
         """Raises ValueError for frames of another size."""
         return self.look(frames, batch)[0]
 
     def look(
-        self, frames: UInt8[np.ndarray, "frames 128 128 3"], batch: int = 64
+        self, frames: UInt8[np.ndarray, "frames h w 3"], batch: int = 64
     ) -> tuple[Reading, Float[np.ndarray, "frames 48"]]:
         """What is read, and the features behind it. Raises ValueError for frames of another size."""
         frames = np.asarray(frames)
@@ -87,7 +87,7 @@ class Reader:
         return Reading(y[:, 0].clip(0, 1), y[:, 1] * PITCH_SCALE, y[:, 2].clip(0, 1), y[:, 3], y[:, 4]), y[:, 5:]
 
 
-def crop(frames: UInt8[np.ndarray, "frames 128 128 3"]) -> UInt8[np.ndarray, "frames 96 96 3"]:
+def crop(frames: UInt8[np.ndarray, "frames h w 3"]) -> UInt8[np.ndarray, "frames 96 96 3"]:
     """The middle of the frames."""
     edge = (SIZE - CROP) // 2
     return frames[:, edge : edge + CROP, edge : edge + CROP]
