@@ -130,7 +130,7 @@ def lead(run: Run) -> str:
 
 
 def build(
-    run: Run, votes: str | Path | None = None, raters: int = 3, worst: int = 1, megabytes: float = 8, sheets: int = 2
+    run: Run, votes: str | Path | None = None, raters: int = 3, worst: int = 1, megabytes: float = 8.0, sheets: int = 2
 ) -> str:
     """The page's HTML."""
     people = vote_section(read_votes(votes), run.name, raters, str(votes)) if votes is not None else ""
