@@ -101,6 +101,7 @@ def times(directory: Path) -> dict:
 # --- the same functions ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_parts_compute_what_the_references_do(model):
     config, params = pretrained.load(model, jnp.float32)
     _, _, golden = read(VAE)
@@ -125,6 +126,7 @@ def test_the_transformer_gets_fresh_adapters_and_a_prior(model, sources):
     assert config.dit == DIT and config.name == "wan"
 
 
+@pytest.mark.slow
 def test_the_whole_path_to_pixels(model):
     base = Base.from_pretrained(model)
     quick = SampleConfig(steps=2, shift=3.0, text_scale=2.0, audio_scale=1.0, segment=13, overlap=1)

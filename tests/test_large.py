@@ -64,6 +64,7 @@ def test_the_vae_is_the_one_of_the_config():
     assert (tiny.CONFIG.vae.group, tiny.CONFIG.vae.stride) == (4, 8)
 
 
+@pytest.mark.slow
 def test_disk(tmp_path):
     """All parts come back, in the files' dtype or another; without a tokenizer the prompt cannot be read."""
     params = tiny.params(tiny.LARGE)

@@ -77,6 +77,7 @@ def batch(b: int = 2, refs: int = 2) -> dict:
     return jax.tree.map(jnp.asarray, values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "audio", "terms"),
     [

@@ -133,6 +133,7 @@ def test_refusals(base, inputs, message):
         play(base, **inputs)
 
 
+@pytest.mark.slow
 def test_the_door_writes_a_file(base, tmp_path):
     pretrained.save(tmp_path / "model", base.config, base.params)
     Image.fromarray(tiny.picture(size=64)).save(tmp_path / "me.png")

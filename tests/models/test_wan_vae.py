@@ -111,6 +111,7 @@ def test_decode_in_chunks_as_the_reference_does(name, sizes):
     np.testing.assert_allclose(frames, jnp.clip(tensors["decoded_in_chunks"], -1, 1), atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision(name):
     config, params, tensors = golden(name)
@@ -123,6 +124,7 @@ def test_half_precision(name):
     assert 1e-4 < relative(frames, tensors["decoded"]) < 2e-2
 
 
+@pytest.mark.slow
 def test_half_precision_in_a_wider_model():
     """All stages of the published model at a quarter of its width."""
     config = wan.WanVAEConfig(base_dim=24)
@@ -294,6 +296,7 @@ for over, devices in (("width", 8), ("height", 4)):
 """
 
 
+@pytest.mark.slow
 def test_decode_split_over_devices_equals_one_device():
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
