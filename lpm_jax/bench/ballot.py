@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lpm_jax.bench.runs import KINDS, Run, same_terms, shared_cases
+from lpm_jax.bench.runs import Run, same_terms, shared_cases
+from lpm_jax.bench.schema import KINDS
 from lpm_jax.bench.votes import DIMENSIONS, Vote, standing
 from lpm_jax.errors import InputError
 

@@ -18,7 +18,7 @@ from lpm_jax.bench import plots
 from lpm_jax.bench.agreement import holm, mean_interval, sign_test
 from lpm_jax.bench.markup import check_page, note, page, table, write_page
 from lpm_jax.bench.plots import show
-from lpm_jax.bench.runs import DIMENSIONS, Run, number, open_run, same_terms, shared_cases
+from lpm_jax.bench.runs import HEADINGS, Run, number, open_run, same_terms, shared_cases
 from lpm_jax.errors import ArgumentParser, InputError
 
 SCHEMA = 1
@@ -116,7 +116,7 @@ def text(result: dict[str, Any]) -> str:
 def html(result: dict[str, Any]) -> str:
     """The comparison as a page."""
     sections = []
-    for key, heading in DIMENSIONS.items():
+    for key, heading in HEADINGS.items():
         entries = [m for m in result["metrics"].values() if m["dimension"] == key]
         if entries:
             sections.append((key, heading, _table(entries) + _largest(entries)))

@@ -11,7 +11,8 @@ import numpy as np
 
 from lpm_jax.bench.markup import note
 from lpm_jax.bench.plots import show
-from lpm_jax.bench.runs import DIMENSIONS, KINDS, Run, number
+from lpm_jax.bench.runs import HEADINGS, Run, number
+from lpm_jax.bench.schema import KINDS
 from lpm_jax.bench.stills import clip, data_uri, jpeg, length, strip
 from lpm_jax.errors import InputError, one_line
 
@@ -82,7 +83,7 @@ def worst(run: Run, dimension: str, count: int = 1) -> list[tuple[str, dict[str,
 def worst_cases(run: Run, count: int, megabytes: float) -> str:
     """Clips of the worst cases, each once though it may be worst in several dimensions, ``megabytes`` in all."""
     found: dict[tuple[str, bool], list[tuple[str, dict[str, float]]]] = {}
-    for dimension in DIMENSIONS:
+    for dimension in HEADINGS:
         for key, scores in worst(run, dimension, count):
             found.setdefault((key, dimension in LATE), []).append((dimension, scores))
     budget, figures, left_out = megabytes * 1e6, [], []
@@ -103,7 +104,7 @@ def worst_cases(run: Run, count: int, megabytes: float) -> str:
         return ""
     lead = (
         f"Lowest mean rank over a dimension's metrics. Clips of up to {CLIP_SECONDS:g} s, coded again and smaller, "
-        f"from the beginning; for {' and '.join(DIMENSIONS[d].lower() for d in LATE)} from the end. Left the model's "
+        f"from the beginning; for {' and '.join(HEADINGS[d].lower() for d in LATE)} from the end. Left the model's "
         f"video, right the true one. At most {megabytes:g} MB in all."
     )
     if left_out:
@@ -113,7 +114,7 @@ def worst_cases(run: Run, count: int, megabytes: float) -> str:
 
 def _reason(run: Run, dimension: str, scores: dict[str, float]) -> str:
     figures = ", ".join(f"{escape(_title(run, name))} {show(value)}" for name, value in scores.items())
-    return f'{DIMENSIONS[dimension]}: <span class="soft">{figures}</span>'
+    return f'{HEADINGS[dimension]}: <span class="soft">{figures}</span>'
 
 
 def _title(run: Run, name: str) -> str:

@@ -19,7 +19,8 @@ from lpm_jax.bench import plots
 from lpm_jax.bench.gallery import contact_sheets, worst_cases
 from lpm_jax.bench.markup import check_page, note, page, table, write_page
 from lpm_jax.bench.plots import show
-from lpm_jax.bench.runs import DIMENSIONS, KINDS, Run, number, open_run
+from lpm_jax.bench.runs import HEADINGS, Run, number, open_run
+from lpm_jax.bench.schema import KINDS
 from lpm_jax.bench.vote_tables import vote_section
 from lpm_jax.bench.votes import read_votes
 from lpm_jax.errors import ArgumentParser, InputError
@@ -97,7 +98,7 @@ def dimension_plots(run: Run, names: list[str]) -> str:
 def dimensions(run: Run) -> list[tuple[str, str, str]]:
     """A section per dimension that has metrics."""
     found = []
-    for key, heading in DIMENSIONS.items():
+    for key, heading in HEADINGS.items():
         names = [name for name, metric in run.metrics.items() if metric["dimension"] == key]
         if names:
             found.append((key, heading, dimension_table(run, names) + dimension_plots(run, names)))

@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lpm_jax.bench.schema import KINDS, SCHEMA
 from lpm_jax.errors import InputError
 
-SCHEMA = 1
-DIMENSIONS = {
+HEADINGS = {
     "speaking": "Speaking",
     "listening": "Listening",
     "identity": "Identity",
@@ -26,7 +26,6 @@ DIMENSIONS = {
     "stability": "Stability",
     "turns": "Turn-taking",
 }
-KINDS = ("speaking", "listening", "conversation", "motion", "generalisation", "long")
 _ID = re.compile(r"[\w.-]{1,100}")
 _NAME = re.compile(r"[^\x00-\x1f,\"]{1,200}")
 
@@ -101,8 +100,8 @@ def _check(data: Any, name: str) -> None:
         if not isinstance(data.get(key), kind):
             raise InputError(f"{name}: {key}: expected a {kind.__name__}, found {type(data.get(key)).__name__}")
     for key, metric in data["metrics"].items():
-        if not isinstance(metric, dict) or metric.get("dimension") not in DIMENSIONS:
-            raise InputError(f"{name}: metrics: {key}: dimension: expected one of {', '.join(DIMENSIONS)}")
+        if not isinstance(metric, dict) or metric.get("dimension") not in HEADINGS:
+            raise InputError(f"{name}: metrics: {key}: dimension: expected one of {', '.join(HEADINGS)}")
         for part in ("result", "floor", "ceiling"):
             if not isinstance(metric.get(part), dict | None):
                 raise InputError(f"{name}: metrics: {key}: {part}: expected a value and its interval, or null")

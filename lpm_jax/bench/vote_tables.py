@@ -8,7 +8,7 @@ from html import escape
 from lpm_jax.bench import plots
 from lpm_jax.bench.markup import note, table
 from lpm_jax.bench.plots import show
-from lpm_jax.bench.runs import KINDS
+from lpm_jax.bench.schema import KINDS
 from lpm_jax.bench.tally import Grade, Preference, by_rater, dimensions, grades, pairs
 from lpm_jax.bench.votes import Vote
 from lpm_jax.errors import InputError

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from lpm_jax.bench.runs import KINDS
+from lpm_jax.bench.schema import KINDS
 from lpm_jax.errors import InputError, one_line
 
 DIMENSIONS = (
