@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from data_pipeline.schema import FPS
+from lpm_jax.bench.instruments import trained
 from lpm_jax.bench.instruments.reader import SIZE, Reader
 
 CELLS = 8  # a frame's thumbnail: means of 8 x 8 cells
@@ -72,20 +73,21 @@ class Instruments:
         Raises:
           InputError: weights that are there but broken, or no reader.
         """
-        from lpm_jax.bench.instruments import expressions, identity, sync
+        from lpm_jax.bench.instruments.expressions import Expressions
+        from lpm_jax.bench.instruments.identity import Looks
+        from lpm_jax.bench.instruments.sync import Sync
 
         found, missing = {}, []
-        for part, module, kind, metrics in (
-            ("expressions", expressions, "Expressions", "smiles, brows and most prompts"),
-            ("sync", sync, "Sync", "Sync-C and Sync-D"),
-            ("looks", identity, "Looks", "the identity embedding"),
+        for part, kind, metrics in (
+            ("expressions", Expressions, "smiles, brows and most prompts"),
+            ("sync", Sync, "Sync-C and Sync-D"),
+            ("looks", Looks, "the identity embedding"),
         ):
-            if any(module.WEIGHTS.glob("*.safetensors")):
-                found[part] = getattr(module, kind).load()
+            if any((trained.FOLDER / kind.name).glob("*.safetensors")):
+                found[part] = kind.load()
             else:
-                name = module.WEIGHTS.name
                 missing.append(
-                    f"no {name} weights: {metrics} are left out (python -m lpm_jax.bench.instruments {name})"
+                    f"no {kind.name} weights: {metrics} are left out (python -m lpm_jax.bench.instruments {kind.name})"
                 )
         return cls(Reader.load(), **found, missing=tuple(missing))
 

@@ -13,8 +13,9 @@ pytest.importorskip("espeakng_loader")
 import jax
 
 from lpm_jax.bench.instruments import __main__ as door
-from lpm_jax.bench.instruments import expressions, identity, sync
+from lpm_jax.bench.instruments import expressions, identity, sync, trained
 from lpm_jax.bench.instruments.fitting import fit
+from lpm_jax.bench.instruments.reader import Reader
 from lpm_jax.bench.observe import Instruments
 from lpm_jax.errors import InputError
 from tests.bench.drawn import case, instruments, video
@@ -83,8 +84,8 @@ def test_labels_are_in_the_readings_units():
 
 def test_untrained_instruments_take_part_in_an_observation():
     """Shapes and names, not accuracy."""
-    looks, heard = identity.Looks(identity._initial(0)), sync.Sync(sync._initial(0))
-    whole = Instruments(instruments().reader, expressions.Expressions(expressions._initial(0)), heard, looks)
+    looks, heard = identity.Looks(identity.Looks.initial(0)), sync.Sync(sync.Sync.initial(0))
+    whole = Instruments(instruments().reader, expressions.Expressions(expressions.Expressions.initial(0)), heard, looks)
     frames = video("speaking")[:31]
     seen = whole.observe([frames[:7], frames[7:]])
     assert {"yaw", "brow", "smile", "aperture"} <= seen.read.keys()
@@ -98,8 +99,9 @@ def test_untrained_instruments_take_part_in_an_observation():
 
 
 def test_missing_weights_are_told_in_a_line_each(monkeypatch, tmp_path):
-    for module in (expressions, sync, identity):
-        monkeypatch.setattr(module, "WEIGHTS", tmp_path / module.__name__.split(".")[-1])
+    reader = Instruments.load().reader
+    monkeypatch.setattr(trained, "FOLDER", tmp_path)
+    monkeypatch.setattr(Reader, "load", lambda: reader)
     found = Instruments.load()
     assert len(found.missing) == 3 and found.sync is found.looks is found.expressions is None
     assert found.missing[1].startswith("no sync weights: Sync-C and Sync-D are left out (python -m")

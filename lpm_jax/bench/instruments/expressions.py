@@ -16,11 +16,10 @@ from jaxtyping import Array, Float, UInt8
 from data_pipeline.schema import PARAM_INDEX
 from lpm_jax.bench.instruments.fitting import fit, keep
 from lpm_jax.bench.instruments.reader import CROP, crop
+from lpm_jax.bench.instruments.trained import FOLDER, Trained, in_batches
 from lpm_jax.bench.instruments.trunk import Trunk
-from lpm_jax.checkpoint import load_weights
 from lpm_jax.errors import ArgumentParser
 
-WEIGHTS = Path(__file__).parents[1] / "weights" / "expressions"
 #: Outputs: the parameters whose mean they are, and how much of it is an output of 1.
 OUTPUTS = {
     "yaw": (("yaw",), 20.0),
@@ -42,25 +41,19 @@ def _apply(params: dict, frames: Array) -> Array:
     return _NETWORK.apply({"params": params}, frames.astype(jnp.float32) / 127.5 - 1)
 
 
-class Expressions:
+class Expressions(Trained):
     """The trained network."""
 
-    def __init__(self, params: dict):
-        self.params = params
+    name = "expressions"
 
-    @classmethod
-    def load(cls, directory: str | Path = WEIGHTS) -> Expressions:
-        """Raises InputError where there are no weights or they do not fit."""
-        return cls(load_weights(directory, "expressions", jax.eval_shape(lambda: _initial(0))))
+    @staticmethod
+    def initial(seed: int) -> dict:
+        return _NETWORK.init(jax.random.key(seed), jnp.zeros((1, CROP, CROP, 3)))["params"]
 
     def read(self, frames: UInt8[np.ndarray, "n 128 128 3"], batch: int = 64) -> dict[str, Float[np.ndarray, " n"]]:
         """Every output by name, in the units of the parameters, and ``brow``: the mean of inner and outer."""
-        out = [np.zeros((0, len(OUTPUTS)), np.float32)]
-        for i in range(0, len(frames), batch):
-            part = crop(frames[i : i + batch])
-            padded = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), np.uint8)])
-            out.append(np.asarray(_apply(self.params, padded))[: len(part)])
-        read = dict(zip(OUTPUTS, (np.concatenate(out) * _SCALES).T, strict=True))
+        out = in_batches(lambda part: _apply(self.params, part), crop(frames), batch)
+        read = dict(zip(OUTPUTS, (out * _SCALES).T, strict=True))
         return read | {"brow": (read["brow_inner"] + read["brow_outer"]) / 2}
 
 
@@ -68,10 +61,6 @@ def labels_of(character, params: Float[np.ndarray, "n params"]) -> Float[np.ndar
     """What the network should answer."""
     columns = [params[:, [PARAM_INDEX[n] for n in names]].mean(1) for names, _ in OUTPUTS.values()]
     return (np.stack(columns, 1) / _SCALES).astype(np.float32)
-
-
-def _initial(seed: int) -> dict:
-    return _NETWORK.init(jax.random.key(seed), jnp.zeros((1, CROP, CROP, 3)))["params"]
 
 
 def loss(params: dict, batch: tuple[Array, Array], key: Array) -> Array:
@@ -104,7 +93,7 @@ def main(argv: list[str]) -> int:
     from lpm_jax.bench.instruments.drawn import training_frames
 
     parser = ArgumentParser("expressions", description="Train the reader of expressions and measure it.")
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=Path, default=FOLDER / "expressions")
     parser.add_argument("--frames", type=int, default=16_000)
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--rate", type=float, default=3e-3)
@@ -120,7 +109,7 @@ def main(argv: list[str]) -> int:
         pick = np.random.default_rng([args.seed, step]).choice(len(frames), min(128, len(frames)), replace=False)
         return frames[pick], labels[pick]
 
-    params = fit(loss, _initial(args.seed), batch, args.steps, args.rate, args.seed)
+    params = fit(loss, Expressions.initial(args.seed), batch, args.steps, args.rate, args.seed)
     made = {name: getattr(args, name) for name in ("frames", "steps", "rate", "seed")}
     keep(args.out, "expressions", params, made, accuracy(Expressions(params), args.judges), began)
     return 0

@@ -18,12 +18,11 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from lpm_jax.bench.instruments.fitting import fit, keep, same, unit
+from lpm_jax.bench.instruments.trained import FOLDER, Trained, in_batches
 from lpm_jax.bench.instruments.trunk import Trunk
 from lpm_jax.bench.progress import progress
-from lpm_jax.checkpoint import load_weights
 from lpm_jax.errors import ArgumentParser
 
-WEIGHTS = Path(__file__).parents[1] / "weights" / "identity"
 SIDE, WIDTH = 64, 48  # pixels that are looked at; numbers of an embedding
 SHARPNESS = 12.0  # of the softmax over characters
 _FIRST = 50_000_000  # seeds of training characters
@@ -39,34 +38,23 @@ def _embed(params: dict, pictures: Array) -> Array:
 _NETWORK = Trunk((32, 48, 64), WIDTH, patch=4)
 
 
-class Looks:
+class Looks(Trained):
     """The trained network."""
 
-    def __init__(self, params: dict):
-        self.params = params
+    name = "identity"
 
-    @classmethod
-    def load(cls, directory: str | Path = WEIGHTS) -> Looks:
-        """Raises InputError where there are no weights or they do not fit."""
-        return cls(load_weights(directory, "identity", jax.eval_shape(lambda: _initial(0))))
+    @staticmethod
+    def initial(seed: int) -> dict:
+        return _NETWORK.init(jax.random.key(seed), jnp.zeros((1, SIDE, SIDE, 3)))["params"]
 
     def embed(self, frames: UInt8[np.ndarray, "n 128 128 3"], batch: int = 32) -> Float[np.ndarray, "n 48"]:
         """Unit vectors; the cosine of two is their similarity."""
-        out = [np.zeros((0, WIDTH), np.float32)]
-        for i in range(0, len(frames), batch):
-            part = shrink(frames[i : i + batch])
-            padded = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), np.uint8)])
-            out.append(np.asarray(_embed(self.params, padded))[: len(part)])
-        return np.concatenate(out)
+        return in_batches(lambda part: _embed(self.params, part), shrink(frames), batch)
 
 
 def shrink(frames: UInt8[np.ndarray, "n 128 128 3"]) -> UInt8[np.ndarray, "n 64 64 3"]:
     """Half size."""
     return frames.reshape(-1, SIDE, 2, SIDE, 2, 3).mean((2, 4), dtype=np.float32).round().astype(np.uint8)
-
-
-def _initial(seed: int) -> dict:
-    return _NETWORK.init(jax.random.key(seed), jnp.zeros((1, SIDE, SIDE, 3)))["params"]
 
 
 # --- training ----------------------------------------------------------------------------------------------------
@@ -142,7 +130,7 @@ def accuracy(looks: Looks, pairs: int = 100, poses: int = 4) -> dict[str, float]
 
 def main(argv: list[str]) -> int:
     parser = ArgumentParser("identity", description="Train the identity embedding and measure it.")
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=Path, default=FOLDER / "identity")
     parser.add_argument("--pairs", type=int, default=1500, help="of twins, to train on")
     parser.add_argument("--poses", type=int, default=6, help="pictures of each character")
     parser.add_argument("--steps", type=int, default=2500)
@@ -155,7 +143,7 @@ def main(argv: list[str]) -> int:
     first = _FIRST + args.seed * 1_000_000
     rows = progress(range(args.pairs), "rendering")
     faces = np.concatenate([pictures(twins(first + i, rng), rng, args.poses) for i in rows])
-    params = fit(loss, _initial(args.seed), batches(faces, args.seed), args.steps, args.rate, args.seed)
+    params = fit(loss, Looks.initial(args.seed), batches(faces, args.seed), args.steps, args.rate, args.seed)
     made = {name: getattr(args, name) for name in ("pairs", "poses", "steps", "rate", "seed")}
     keep(args.out, "identity", params, made, accuracy(Looks(params), args.judges), began)
     return 0

@@ -6,7 +6,6 @@ a frame of a model that it measures nor a held-out character. Its accuracy on th
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -15,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from lpm_jax.checkpoint import load_weights
+from lpm_jax.bench.instruments.trained import Trained, in_batches
 
-WEIGHTS = Path(__file__).parents[1] / "weights" / "reader"
 SIZE, CROP = 128, 96  # pixels: a frame, and the middle of it that the reader looks at
 PITCH_SCALE = 20.0  # degrees at an output of 1
 
@@ -55,17 +53,14 @@ class Network(nn.Module):
         return nn.silu(x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * gain)
 
 
-class Reader:
+class Reader(Trained):
     """The trained network. See :meth:`load` and :meth:`read`."""
 
-    def __init__(self, params: dict):
-        self.params = params
+    name = "reader"
 
-    @classmethod
-    def load(cls, directory: str | Path = WEIGHTS) -> Reader:
-        """Raises InputError where there are no weights or they do not fit."""
-        abstract = jax.eval_shape(lambda: Network().init(jax.random.key(0), jnp.zeros((1, CROP, CROP, 3))))["params"]
-        return cls(load_weights(directory, "reader", abstract))
+    @staticmethod
+    def initial(seed: int) -> dict:
+        return Network().init(jax.random.key(seed), jnp.zeros((1, CROP, CROP, 3)))["params"]
 
     def read(self, frames: UInt8[np.ndarray, "frames h w 3"], batch: int = 64) -> Reading:
         """Raises ValueError for frames of another size."""
@@ -78,12 +73,7 @@ class Reader:
         frames = np.asarray(frames)
         if frames.shape[1:] != (SIZE, SIZE, 3):
             raise ValueError(f"frames: expected {SIZE} x {SIZE} RGB, found {list(frames.shape[1:])}")
-        out = [np.zeros((0, 5 + 48), np.float32)]
-        for i in range(0, len(frames), batch):
-            part = crop(frames[i : i + batch])
-            padded = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), np.uint8)])
-            out.append(np.asarray(_apply(self.params, padded))[: len(part)])
-        y = np.concatenate(out)
+        y = in_batches(lambda part: _apply(self.params, part), crop(frames), batch)
         return Reading(y[:, 0].clip(0, 1), y[:, 1] * PITCH_SCALE, y[:, 2].clip(0, 1), y[:, 3], y[:, 4]), y[:, 5:]
 
 

@@ -21,14 +21,13 @@ from jaxtyping import Array, Float, UInt8
 
 from data_pipeline.schema import FPS, SAMPLES_PER_FRAME
 from lpm_jax.bench.instruments.fitting import fit, keep, same, unit
+from lpm_jax.bench.instruments.trained import FOLDER, Trained, in_batches
 from lpm_jax.bench.instruments.trunk import Trunk
 from lpm_jax.bench.progress import progress
-from lpm_jax.checkpoint import load_weights
 from lpm_jax.config import AudioConfig
 from lpm_jax.errors import ArgumentParser
 from lpm_jax.models.audio import FFT, log_mel
 
-WEIGHTS = Path(__file__).parents[1] / "weights" / "sync"
 FRAMES = 5  # that a vector is of: 0.2 s, as in SyncNet
 SIDE = 32  # pixels of the mouth's crop at half size
 AUDIO = AudioConfig(bands=32)
@@ -65,16 +64,15 @@ def _hear(params: dict, windows: Array) -> Array:
     return Network().apply({"params": params}, windows, method="hear")
 
 
-class Sync:
+class Sync(Trained):
     """The trained networks."""
 
-    def __init__(self, params: dict):
-        self.params = params
+    name = "sync"
 
-    @classmethod
-    def load(cls, directory: str | Path = WEIGHTS) -> Sync:
-        """Raises InputError where there are no weights or they do not fit."""
-        return cls(load_weights(directory, "sync", jax.eval_shape(lambda: _initial(0))))
+    @staticmethod
+    def initial(seed: int) -> dict:
+        shapes = (1, SIDE, SIDE, 3 * FRAMES), (1, FRAMES * AUDIO.hops_per_frame, AUDIO.bands, 1)
+        return Network().init(jax.random.key(seed), *map(jnp.zeros, shapes))["params"]
 
     def crop(self, frames: UInt8[np.ndarray, "n 128 128 3"]) -> UInt8[np.ndarray, "n 32 32 3"]:
         """The lower middle of the frames, where mouths are, at half size."""
@@ -82,12 +80,15 @@ class Sync:
 
     def see(self, crops: UInt8[np.ndarray, "n 32 32 3"]) -> Float[np.ndarray, "n 64"]:
         """A vector for each frame, of the five around it (at the ends, the outermost repeated)."""
-        return _batched(lambda at: _see(self.params, video_windows(crops, at)), len(crops))
+        return in_batches(lambda at: _see(self.params, video_windows(crops, at)), np.arange(len(crops)))
 
     def hear(self, speak: Float[np.ndarray, " samples"]) -> Float[np.ndarray, "n 64"]:
         """A vector for each frame of the sound."""
-        mels = mel(speak)
-        return _batched(lambda at: _hear(self.params, mel_windows(mels, at)), len(mels))
+        return self.listen(mel(speak))
+
+    def listen(self, mels: Float[np.ndarray, "n hops bands"]) -> Float[np.ndarray, "n 64"]:
+        """The same of its log-mel."""
+        return in_batches(lambda at: _hear(self.params, mel_windows(mels, at)), np.arange(len(mels)))
 
 
 def mouths(frames: UInt8[np.ndarray, "n 128 128 3"]) -> UInt8[np.ndarray, "n 32 32 3"]:
@@ -114,19 +115,6 @@ def mel_windows(mels: np.ndarray, at: np.ndarray) -> np.ndarray:
     """The sound of the same five frames."""
     index = np.clip(at[:, None] + np.arange(FRAMES) - FRAMES // 2, 0, len(mels) - 1)
     return mels[index].reshape(len(at), FRAMES * AUDIO.hops_per_frame, AUDIO.bands, 1)
-
-
-def _batched(run, count: int, batch: int = 64) -> np.ndarray:
-    out = [np.zeros((0, WIDTH), np.float32)]
-    for i in range(0, count, batch):
-        at = np.minimum(np.arange(i, i + batch), count - 1)
-        out.append(np.asarray(run(at))[: min(batch, count - i)])
-    return np.concatenate(out)
-
-
-def _initial(seed: int) -> dict:
-    shapes = jnp.zeros((1, SIDE, SIDE, 3 * FRAMES)), jnp.zeros((1, FRAMES * AUDIO.hops_per_frame, AUDIO.bands, 1))
-    return Network().init(jax.random.key(seed), *shapes)["params"]
 
 
 # --- training ----------------------------------------------------------------------------------------------------
@@ -179,8 +167,8 @@ def accuracy(sync: Sync, clips: int = 24) -> dict[str, float]:
     is found."""
     from lpm_jax.bench.metrics.speaking import synchrony
 
-    views = [(sync.see(c), _batched(lambda at, m=m: _hear(sync.params, mel_windows(m, at)), len(m))) for c, m in
-             (spoken(_JUDGES + i, held_out=True) for i in range(clips))]  # fmt: skip
+    made = (spoken(_JUDGES + i, held_out=True) for i in range(clips))
+    views = [(sync.see(crops), sync.listen(mels)) for crops, mels in made]
     true = np.array([synchrony(v, a) for v, a in views])
     wrong = np.array([synchrony(v, views[i - 1][1]) for i, (v, _) in enumerate(views)])
     return {
@@ -194,7 +182,7 @@ def accuracy(sync: Sync, clips: int = 24) -> dict[str, float]:
 
 def main(argv: list[str]) -> int:
     parser = ArgumentParser("sync", description="Train the synchrony networks and measure them.")
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=Path, default=FOLDER / "sync")
     parser.add_argument("--clips", type=int, default=600, help="of four seconds, to train on")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--rate", type=float, default=2e-3)
@@ -204,7 +192,7 @@ def main(argv: list[str]) -> int:
     began = time.process_time()
     first = _FIRST + args.seed * 1_000_000
     clips = [spoken(first + i) for i in progress(range(args.clips), "rendering")]
-    params = fit(loss, _initial(args.seed), batches(clips, args.seed), args.steps, args.rate, args.seed)
+    params = fit(loss, Sync.initial(args.seed), batches(clips, args.seed), args.steps, args.rate, args.seed)
     made = {name: getattr(args, name) for name in ("clips", "steps", "rate", "seed")}
     keep(args.out, "sync", params, made, accuracy(Sync(params), args.judges), began)
     return 0

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -20,8 +18,9 @@ from jaxtyping import Array
 
 from data_pipeline.schema import PARAM_INDEX
 from lpm_jax.bench.instruments.drawn import augment, labels_of, sample_poses, training_frames
-from lpm_jax.bench.instruments.reader import WEIGHTS, Network, Reader
-from lpm_jax.bench.progress import progress
+from lpm_jax.bench.instruments.fitting import fit
+from lpm_jax.bench.instruments.reader import Network, Reader
+from lpm_jax.bench.instruments.trained import FOLDER
 from lpm_jax.bench.signals import correlation, pooled_correlation
 from lpm_jax.checkpoint import save_weights, write_json
 from lpm_jax.errors import ArgumentParser
@@ -29,7 +28,8 @@ from lpm_jax.errors import ArgumentParser
 _HELD_OUT_CLIPS = 1 << 41  # seeds of the clips that judge the reader: no other code uses this range
 
 
-def _loss(params: dict, frames: Array, labels: Array, key: Array) -> Array:
+def _loss(params: dict, batch: tuple[Array, Array], key: Array) -> Array:
+    frames, labels = batch
     x = augment(frames.astype(jnp.float32) / 127.5 - 1, key)
     y, _ = Network().apply({"params": params}, x)
     near = lambda e, soft: jnp.mean(jnp.sqrt(e * e + soft**2) - soft)  # noqa: E731
@@ -47,29 +47,15 @@ def train(
     seed: int = 0,
     params: dict | None = None,
 ) -> dict:
-    """Parameters after ``steps`` of AdamW, from ``params`` where they are given."""
-    key = jax.random.key(seed)
-    if params is None:
-        params = Network().init(key, jnp.zeros((1, CROP, CROP, 3)))["params"]
-    params = jax.tree.map(jnp.array, params)  # a copy: each step donates
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(50, steps // 5), steps, 1e-5)
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.02))
-    state = optimiser.init(params)
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state, x, y, key):
-        loss, grad = jax.value_and_grad(_loss)(params, x, y, key)
-        update, state = optimiser.update(grad, state, params)
-        return optax.apply_updates(params, update), state, loss
-
+    """Parameters after ``steps`` of :func:`fit`, from ``params`` where they are given; frames come in random rounds."""
     rng = np.random.default_rng(seed)
     order = np.concatenate([rng.permutation(len(frames)) for _ in range(-(-steps * batch // len(frames)))])
-    losses = []
-    for i in progress(range(steps), "training", lambda: f"loss {np.mean(losses[-50:]):.4f}"):
-        pick = order[i * batch : (i + 1) * batch]
-        params, state, loss = step(params, state, frames[pick], labels[pick], jax.random.fold_in(key, i))
-        losses.append(float(loss))
-    return params
+
+    def batch_of(step: int) -> tuple[np.ndarray, np.ndarray]:
+        pick = order[step * batch : (step + 1) * batch]
+        return frames[pick], labels[pick]
+
+    return fit(_loss, Reader.initial(seed) if params is None else params, batch_of, steps, rate, seed)
 
 
 # --- accuracy ----------------------------------------------------------------------------------------------------
@@ -132,7 +118,7 @@ def accuracy(reader: Reader, clips: int = 24, characters: int = 300) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     parser = ArgumentParser("reader", description="Train the reader and measure it on held-out characters.")
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=Path, default=FOLDER / "reader")
     parser.add_argument("--frames", type=int, default=16_000)
     parser.add_argument("--steps", type=int, default=2_000)
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
