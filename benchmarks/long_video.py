@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from benchmarks.report import progress
 from benchmarks.toy import build_clips
 from data_pipeline.schema import SAMPLE_RATE
+from lpm_jax.bench.progress import progress
 from lpm_jax.checkpoint import write_json
 from lpm_jax.config import SampleConfig
 from lpm_jax.environment import environment

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from benchmarks.report import progress
+from lpm_jax.bench.progress import progress
 from lpm_jax.errors import InputError, one_line
 
 PAUSE = 0.02  # seconds before a turn, in which the other side's threads go to sleep

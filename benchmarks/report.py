@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lpm_jax.bench.progress import progress as progress  # the benchmarks have it from here
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:

@@ -19,10 +19,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int16, UInt8
 
-from benchmarks.report import Row, progress, resident_megabytes, table
+from benchmarks.report import Row, resident_megabytes, table
 from data_pipeline.schema import FPS, PARAM_INDEX, SAMPLE_RATE, SAMPLES_PER_FRAME
 from lpm_jax.bench import signals as metrics
 from lpm_jax.bench.instruments.reader import Reader, Reading
+from lpm_jax.bench.progress import progress
 from lpm_jax.checkpoint import write_json
 from lpm_jax.environment import environment
 from lpm_jax.errors import ArgumentParser, run_door
