@@ -21,11 +21,11 @@ from jaxtyping import Float, UInt8
 
 from benchmarks.toy import build_clips
 from data_pipeline.schema import SAMPLE_RATE
-from lpm_jax.bench.progress import progress
 from lpm_jax.checkpoint import write_json
 from lpm_jax.config import SampleConfig
 from lpm_jax.environment import environment
 from lpm_jax.errors import ArgumentParser, run_door
+from lpm_jax.progress import progress
 
 
 def flicker(frames: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, " n_less_one"]:

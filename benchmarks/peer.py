@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from lpm_jax.bench.progress import progress
 from lpm_jax.errors import InputError, one_line
+from lpm_jax.progress import progress
 
 PAUSE = 0.02  # seconds before a turn, in which the other side's threads go to sleep
 NEEDS = "numpy, safetensors.torch, torch"

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import Row, table
-from lpm_jax.bench.progress import progress
 from lpm_jax.checkpoint import write_json
 from lpm_jax.environment import environment
 from lpm_jax.errors import ArgumentParser, run_door
+from lpm_jax.progress import progress
 
 MOST = 64
 ENOUGH = 0.95  # share of rounds that must be in time

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import Row, table
-from lpm_jax.bench.progress import progress
 from lpm_jax.checkpoint import write_json
 from lpm_jax.environment import environment
 from lpm_jax.errors import ArgumentParser, InputError, run_door
+from lpm_jax.progress import progress
 from lpm_jax.serving.library import Library
 from lpm_jax.serving.session import Session
 

@@ -23,10 +23,10 @@ from benchmarks.report import Row, resident_megabytes, table
 from data_pipeline.schema import FPS, PARAM_INDEX, SAMPLE_RATE, SAMPLES_PER_FRAME
 from lpm_jax.bench import signals as metrics
 from lpm_jax.bench.instruments.reader import Reader, Reading
-from lpm_jax.bench.progress import progress
 from lpm_jax.checkpoint import write_json
 from lpm_jax.environment import environment
 from lpm_jax.errors import ArgumentParser, run_door
+from lpm_jax.progress import progress
 from lpm_jax.training.sheets import save_sheet
 
 SEEDS = {"speak": 1 << 40, "listen": (1 << 40) + (1 << 32)}  # 64-bit: data sets draw 32-bit seeds, so none is theirs

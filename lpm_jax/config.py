@@ -193,6 +193,9 @@ class StreamConfig:
     sink: int = 1
     window: int = 1
     levels: tuple[float, ...] = (1.0, 0.5)  # T0, T1: the noise level of each evaluation
+    history: str = "last"  # what they leave in the cache: "last", "each" or "clean" (streaming/denoise.py)
+    refine: float = 0.0  # T2: the noise level that the Refiner starts from; 0: there is none
+    refiner_history: str = "clean"
     # What a chunk starts from of the last latent's difference from the reference ("near", flow.py): at 1 grain adds up.
     carry: float = 0.6
     references: int = 2  # slots for views and expressions beside the first frame and the global appearance
@@ -204,6 +207,13 @@ class StreamConfig:
         for name in ("weights", "cache"):
             if getattr(self, name) not in ("", "int8", "float8"):
                 raise InputError(f"stream.{name}: expected int8, float8 or nothing, found {getattr(self, name)!r}")
+        for name in ("history", "refiner_history"):
+            if getattr(self, name) not in ("last", "each", "clean"):
+                raise InputError(f"stream.{name}: expected last, each or clean, found {getattr(self, name)!r}")
+        if not self.levels or not all(0 < level <= 1 for level in self.levels):
+            raise InputError(f"stream.levels: expected noise levels above 0 up to 1, found {self.levels}")
+        if not 0 <= self.refine <= 1:
+            raise InputError(f"stream.refine: expected a noise level up to 1, or 0 for no Refiner, found {self.refine}")
         for name, least in (("chunk", 1), ("sink", 0), ("window", 1), ("references", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"stream.{name}: expected at least {least}, found {getattr(self, name)}")
@@ -258,6 +268,8 @@ class TrainConfig:
     learning_rate: float = 2e-3
     warmup: int = 100
     optimizer: str = "muon"  # or "adamw"
+    beta1: float = 0.9  # of AdamW
+    beta2: float = 0.99
     weight_decay: float = 0.01
     clip: float = 1.0
     ema: float = 0.998
@@ -292,6 +304,38 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """Distillation of the student (``training/distill.py``). The defaults are Self-Forcing's published values where it
+    has them; its generator's learning rate, 2e-6, is ``train.learning_rate``."""
+
+    teacher: str = "base.identity"  # the stage whose weights give the real score, and the critic its first weights
+    text_scale: float = 1.0  # guidance of the real score
+    audio_scale: float = 1.0
+    generator_every: int = 5  # the critic learns in every step, the generator in every so many
+    critic_learning_rate: float = 4e-7
+    low: float = 0.02  # noise levels that samples are taken to, before the shift
+    high: float = 0.98
+    rollout: int = 7  # chunks of the longest rollout
+    gradient: int = 3  # chunks at its end that gradients reach, and that are scored
+    switch: float = 0.0  # share of rollouts whose prompt and sound change where that end begins
+    corrupt: float = 0.0  # standard deviation of noise on what a chunk leaves for the next, as a share of its own
+    perceptual: float = 0.0  # weight of the features' distance from the teacher's sample (off-policy stage)
+    windows: int = 512  # of the teacher's samples: trajectories that are kept
+    lora: int = 0  # rank of the networks' changes; 0: all weights change
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high <= 1:
+            raise InputError(f"distill.low, high: expected 0 <= low < high <= 1, found {self.low}, {self.high}")
+        if not 1 <= self.gradient <= self.rollout:
+            raise InputError(
+                f"distill.gradient: expected from 1 to distill.rollout ({self.rollout}), found {self.gradient}"
+            )
+        for name in ("generator_every", "windows"):
+            if getattr(self, name) < 1:
+                raise InputError(f"distill.{name}: expected at least 1, found {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything a run needs. ``stages`` holds what each stage changes in ``train``."""
 
@@ -308,6 +352,7 @@ class Config:
     sample: SampleConfig = SampleConfig()
     mesh: MeshConfig = MeshConfig()
     train: TrainConfig = TrainConfig()
+    distill: DistillConfig = DistillConfig()
     stages: typing.Mapping[str, dict] = dataclasses.field(default_factory=dict, hash=False, compare=False)
 
     @property

@@ -124,7 +124,8 @@ class Pipeline:
         Raises:
           InputError: an input that cannot be used, named with what was expected.
         """
-        trained = {"num_inference_steps": len(self.config.stream.levels), "chunk_size": self.chunk_frames}
+        evaluations = len(self.config.stream.levels) + bool(self.config.stream.refine)
+        trained = {"num_inference_steps": evaluations, "chunk_size": self.chunk_frames}
         asked = {"num_inference_steps": num_inference_steps, "chunk_size": chunk_size}
         for name, value in asked.items():
             if value is not None and value != trained[name]:

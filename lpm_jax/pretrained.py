@@ -3,6 +3,7 @@
     model-*   the transformer, what brings sound to it, and the small encoders that were trained with it
     text-*    umT5      audio-*   wav2vec 2.0      (large models only; with text- comes ``tokenizer.json``)
     vae-*     the video VAE
+    refiner-* the Refiner, a second transformer (where ``stream.refine`` says that there is one)
 
 Weights go straight to devices, in the files' dtype unless another is asked for.
 """
@@ -30,6 +31,8 @@ BUNDLED = Path(__file__).parent / "assets"
 def parts(config: Config) -> dict[str, dict]:
     """The files' stems and the shapes of what they hold. ``model`` is the top of the tree, others a branch of it."""
     found = {"model": conditions.abstract(config), "vae": vae.abstract(config.vae)}
+    if config.stream.refine:
+        found["refiner"] = found["model"]["dit"]
     if config.text.umt5:
         found["text"] = umt5.abstract(config.text.umt5)
     if config.audio.wav2vec:

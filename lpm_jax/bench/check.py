@@ -20,10 +20,10 @@ from lpm_jax.bench.cases import Case, Cases, Truth
 from lpm_jax.bench.metrics import Context, listening, scores
 from lpm_jax.bench.metrics.identity import picture_colours
 from lpm_jax.bench.observe import Instruments, Observation
-from lpm_jax.bench.progress import progress
 from lpm_jax.bench.schema import METRICS, SCHEMA
 from lpm_jax.bench.suites import SUITES, specs
 from lpm_jax.errors import ArgumentParser, InputError
+from lpm_jax.progress import progress
 
 SHIFTS, SHARES = (0, 2, 4, 8), (0.0, 0.25, 0.5, 0.75, 1.0)
 #: Metrics that must fall with each defect. Speech has a rhythm: at 8 frames late it may correlate more than at 4, so

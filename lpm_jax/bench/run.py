@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from lpm_jax.bench.cases import Case, Cases, find_cases
-from lpm_jax.bench.progress import progress
 from lpm_jax.bench.schema import SCHEMA
 from lpm_jax.bench.suites import SUITES, specs
 from lpm_jax.errors import ArgumentParser, InputError
+from lpm_jax.progress import progress
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

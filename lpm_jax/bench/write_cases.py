@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from lpm_jax.bench.cases import write_case
-from lpm_jax.bench.progress import progress
 from lpm_jax.bench.suites import SUITES, specs
 from lpm_jax.errors import ArgumentParser, InputError
+from lpm_jax.progress import progress
 
 
 def main(argv: list[str]) -> int:

@@ -51,9 +51,10 @@ def abstract(config: Config) -> dict:
 
 
 def axes(config: Config) -> dict:
-    """The logical axes that parameters declare (``sharding.py``): the transformer's. The rest is small, and whole on
+    """The logical axes that parameters declare (``sharding.py``): the transformers'. The rest is small, and whole on
     every device."""
-    return {"dit": dit.axes(config.dit)}
+    networks = ("dit", "refiner") if config.stream.refine else ("dit",)
+    return dict.fromkeys(networks, dit.axes(config.dit))
 
 
 def audio_features(config: AudioConfig) -> AudioFeatures:

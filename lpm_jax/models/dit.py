@@ -288,8 +288,8 @@ def unpatchify(config: DiTConfig, x: Float[Array, "b f tokens pc"], h: int, w: i
 
 
 class Cache(NamedTuple):
-    """Keys (before RoPE) and values per layer, ``[pairs, 2, b, slots, tokens, heads, dim]``; arrays, or quantised
-    (``nn/quantized.py``)."""
+    """Keys (before RoPE) and values per layer, ``[shelves * pairs, 2, b, slots, tokens, heads, dim]``; arrays, or
+    quantised (``nn/quantized.py``)."""
 
     k: Any
     v: Any
@@ -309,6 +309,7 @@ def forward(
     remat: str = "none",
     unroll: bool = False,
     near: Float[Array, "b video tokens pc"] | None = None,
+    shelf: int = 0,
 ) -> tuple[Float[Array, "b video tokens out"], Cache | None]:
     """The network's output for ``f`` latent frames of patches, the first ``video`` video and the rest references.
 
@@ -317,6 +318,7 @@ def forward(
     ``positions.mask`` say where they stand and which count), and, if ``write_at`` is given, stores its own keys and
     values from that slot on. The scan only reads the cache and stacks what is new; one update after it writes all
     layers, in place when donated (an update inside the scan makes XLA copy the whole cache in every iteration).
+    A cache may hold several histories one after the other on its first axis, and ``shelf`` is this pass's.
     ``near`` is what "clean" prediction knows of the near latent, less the anchor (flow.py), for each frame of video.
     ``unroll`` writes the scan out: gradients need no copies of each layer's activations, but compiling takes longer.
     ``remat`` says what gradients keep of each pair of blocks (``nn/remat.py``). On a mesh, a pair's weights are
@@ -349,10 +351,11 @@ def forward(
 
     pair = rematerialised(pair, remat, sharded=bool(sharding.sizes()))
     pairs = config.depth // 2
-    x, new = jax.lax.scan(pair, x, (params["blocks"], jnp.arange(pairs)), unroll=unroll)
+    layers = jnp.arange(shelf * pairs, (shelf + 1) * pairs)
+    x, new = jax.lax.scan(pair, x, (params["blocks"], layers), unroll=unroll)
     if write_at is not None:
         shape = (pairs, len(KINDS), b, f, n, config.heads, config.head_dim)
-        at = (0, 0, 0, write_at, 0, 0, 0)
+        at = (shelf * pairs, 0, 0, write_at, 0, 0, 0)
         new = Cache(*(stored_like(old, kv.reshape(shape)) for old, kv in zip(cache, new, strict=True)))
         cache = jax.tree.map(lambda old, kv: jax.lax.dynamic_update_slice(old, kv, at), cache, new)
     return Head(config).apply({"params": ends["head"]}, x[:, :video], t[:, :video]), cache

@@ -22,9 +22,12 @@ def slots(config: StreamConfig, references: int) -> int:
     return references + (config.sink + config.window) * config.chunk
 
 
-def empty(config: StreamConfig, model: DiTConfig, references: int, batch: int, tokens: int, dtype) -> Cache:
-    """A zeroed cache ``[pairs, 2, b, slots, tokens, heads, dim]``, which is read as ``dtype``."""
-    shape = (model.depth // 2, 2, batch, slots(config, references), tokens, model.heads, model.head_dim)
+def empty(
+    config: StreamConfig, model: DiTConfig, references: int, batch: int, tokens: int, dtype, shelves: int = 1
+) -> Cache:
+    """A zeroed cache of ``shelves`` histories, ``[shelves * pairs, 2, b, slots, tokens, heads, dim]``, which is read as
+    ``dtype``."""
+    shape = (shelves * model.depth // 2, 2, batch, slots(config, references), tokens, model.heads, model.head_dim)
     zeros = [jnp.zeros(shape, dtype) for _ in Cache._fields]
     return Cache(*(quantized_rows(x, config.cache) if config.cache else x for x in zeros))
 

@@ -2,11 +2,13 @@
 
     chunk_step(params, state, speak, listen) -> state, frames        jitted once, state donated
 
-      noise --net at T0--> estimate --re-noise to T1--> net at T1, writing the cache --> latent --> VAE --> frames
+      noise --Backbone at T0--> estimate --re-noise to T1--> Backbone at T1 --> coarse latent
+            --re-noise to T2--> Refiner, where there is one --> latent --> VAE --> frames
 
-Both evaluations read one cache, written by the T1 pass: its history is noisy (level T1), so it needs no extra clean
-pass, and unlike a cache of pure-noise passes it tells the T0 evaluation where the head is. (SPEC section 4 keeps one
-cache per step; with a regression-trained student the T0 history holds nothing to continue from.)
+What the evaluations leave for later chunks is ``stream.history`` (``streaming/denoise.py``). By default both read one
+cache, written by the T1 pass: its history is noisy, so it needs no extra clean pass, and unlike a cache of pure-noise
+passes it tells the T0 evaluation where the head is. (SPEC section 4 keeps one cache per step, ``"each"``; with a
+regression-trained student the T0 history holds nothing to continue from.)
 """
 
 from __future__ import annotations
@@ -20,13 +22,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from lpm_jax.config import Config
-from lpm_jax.flow import add_noise, carried, clean_from_output, network_input
 from lpm_jax.models import conditions, dit, vae
 from lpm_jax.models.audio import STRIDE, TOKEN, branch
-from lpm_jax.nn.attention import Visible
 from lpm_jax.nn.quantized import quantized_weights
-from lpm_jax.nn.rope import angles_3d
 from lpm_jax.streaming import cache as rolling
+from lpm_jax.streaming import denoise, refiner
+from lpm_jax.streaming.refiner import RefinerState
 
 CACHE_SLOTS = 3  # the cache's axis of latent frames
 
@@ -46,6 +47,7 @@ class StreamState(NamedTuple):
     vae: dict[str, Array]
     chunk: Int[Array, ""]  # index of the next chunk
     key: Array
+    refiner: RefinerState | None = None  # where there is a Refiner
 
 
 class Undo(NamedTuple):
@@ -58,15 +60,27 @@ class Undo(NamedTuple):
     vae: dict[str, Array]
     chunk: Array
     key: Array
+    refiner: TrackUndo | None
+
+
+class TrackUndo(NamedTuple):
+    """The same of a Refiner."""
+
+    cache: dit.Cache
+    near: Array
+    chunk: Array
+    key: Array
 
 
 def stored(config: Config, params: dict) -> dict:
     """``params`` as a stream keeps them: the transformer's kernels in 8 bits where ``stream.weights`` says so."""
     if not config.stream.weights:
         return params
-    dit_params = params["dit"]
-    blocks = quantized_weights(dit_params["blocks"], config.stream.weights)
-    return params | {"dit": dit_params | {"blocks": blocks}}
+    networks = {name: params[name] for name in ("dit", "refiner") if name in params}
+    return params | {
+        name: network | {"blocks": quantized_weights(network["blocks"], config.stream.weights)}
+        for name, network in networks.items()
+    }
 
 
 def history_samples(config: Config) -> int:
@@ -90,42 +104,39 @@ def start(
 ) -> StreamState:
     """A stream's first state. ``pictures[:, 0]`` is the first frame, ``[:, 1]`` the global appearance, the rest views
     and expressions; ``kinds`` as in ``models/conditions.py``; ``valid`` says which are there."""
-    cfg = config.dit
     b, refs = pictures.shape[:2]
     flat = vae.to_unit(pictures).reshape(b * refs, 1, *pictures.shape[2:])
     latents = vae.encode(config.vae, params["vae"], flat)[0]
     latents = latents.reshape(b, refs, *latents.shape[2:])
-    patches = dit.patchify(cfg, latents.astype(jnp.float32))
-    tokens, dtype = patches.shape[2], params["dit"]["embed"]["patch"]["kernel"].dtype
-    cache = rolling.empty(config.stream, cfg, refs, b, tokens, dtype)
-    times = conditions.reference_times(cfg, kinds)
     text, mask = conditions.encode_text(config, params, ids)
-
-    history = rolling.slots(config.stream, refs)
-    # Nothing of the cache counts yet: its keys are masked out.
-    full = Visible(None, jnp.concatenate([jnp.zeros((b, history), bool), valid], axis=1))
-    own = angles_3d(times, *config.grid, cfg.head_dim)
-    context = jnp.zeros((1, history * tokens, cfg.head_dim // 2))
-    silence = _silent_conditions(config, params, text, mask)
-    positions = dit.Positions(own, context, full)
-    shown = patches.astype(dtype)
-    _, cache = dit.forward(cfg, params["dit"], shown, jnp.zeros((b, refs)), 0, silence, positions, cache, 0)
     _, decoder = vae.decode(config.vae, params["vae"], latents[:, :1])
+    return begin(config, params, latents, kinds, valid, text, mask, key)._replace(vae=decoder)
+
+
+def begin(
+    config: Config,
+    params: dict,
+    references: Float[Array, "b refs h w c"],
+    kinds: Int[Array, "b refs"],
+    valid: Bool[Array, "b refs"],
+    text: Float[Array, "b words width"],
+    text_mask: Bool[Array, "b words"],
+    key: Array,
+) -> StreamState:
+    """The first state from latents of the references and the encoded prompt; it has no decoder's."""
+    b = references.shape[0]
+    patches = dit.patchify(config.dit, references.astype(jnp.float32))
+    times = conditions.reference_times(config.dit, kinds)
+    silence = _silent_conditions(config, params, text, text_mask)
+    given = (patches, times, valid, silence)
+    cache = denoise.pin(config, params["dit"], denoise.backbone_way(config), *given)
+    refined = None
+    if config.stream.refine:
+        refined = refiner.begin(config, params, *given, jax.random.fold_in(key, 1))
     samples = jnp.zeros((b, history_samples(config)))
-    return StreamState(
-        cache,
-        times,
-        valid,
-        patches[:, 1:2],
-        patches[:, :1],
-        text,
-        mask,
-        samples,
-        samples,
-        decoder,
-        jnp.zeros((), jnp.int32),
-        key,
-    )
+    near, count = patches[:, :1], jnp.zeros((), jnp.int32)
+    anchor = patches[:, 1:2]
+    return StreamState(cache, times, valid, anchor, near, text, text_mask, samples, samples, {}, count, key, refined)
 
 
 def _silent_conditions(config: Config, params: dict, text: Array, mask: Array) -> dit.Conditions:
@@ -150,23 +161,68 @@ def set_prompt(config: Config, params: dict, state: StreamState, ids: Int[ArrayL
 def before(config: Config, state: StreamState) -> Undo:
     """A copy of what the next :func:`chunk_step` changes: one chunk of the cache, not all of it. Prompts, references
     and other chunks of the cache are not a step's to change."""
-    write = rolling.layout(config.stream, state.chunk)[3] + state.reference_times.shape[1]
-    slots = jax.tree.map(
-        lambda x: jax.lax.dynamic_slice_in_dim(x, write, config.stream.chunk, axis=CACHE_SLOTS), state.cache
-    )
+    slots = _slots(config, state, state.chunk)
     kept = (state.near, state.speak, state.listen, state.vae, state.chunk, state.key)
-    return Undo(slots, *jax.tree.map(jnp.copy, kept))  # the step donates the originals
+    fine, refined = state.refiner, None
+    if fine is not None:
+        own = jax.tree.map(jnp.copy, (fine.near, fine.chunk, fine.key))
+        refined = TrackUndo(_slots(config, fine, fine.chunk), *own)
+    return Undo(slots, *jax.tree.map(jnp.copy, kept), refined)  # the step donates the originals
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def rollback(config: Config, state: StreamState, undo: Undo) -> StreamState:
     """The stream as it was at :func:`before`, bit for bit, but with the prompt that it has now. ``state`` is donated,
     and is the one that the very next step returned."""
-    write = rolling.layout(config.stream, undo.chunk)[3] + state.reference_times.shape[1]
-    cache = jax.tree.map(
-        lambda x, old: jax.lax.dynamic_update_slice_in_dim(x, old, write, axis=CACHE_SLOTS), state.cache, undo.cache
-    )
-    return state._replace(**undo._asdict() | {"cache": cache})
+    fine = state.refiner
+    if fine is not None:
+        fine = fine._replace(**undo.refiner._asdict() | {"cache": _put_back(config, fine, undo.refiner)})
+    return state._replace(**undo._asdict() | {"cache": _put_back(config, state, undo), "refiner": fine})
+
+
+def written(config: Config, track: denoise.Track, chunk: Array) -> Array:
+    """The first slot of the cache that chunk number ``chunk`` is written to."""
+    return rolling.layout(config.stream, chunk)[3] + track.reference_times.shape[1]
+
+
+def _slots(config: Config, track: denoise.Track, chunk: Array) -> dit.Cache:
+    at, count = written(config, track, chunk), config.stream.chunk
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, at, count, axis=CACHE_SLOTS), track.cache)
+
+
+def _put_back(config: Config, track: denoise.Track, undo: Undo | TrackUndo) -> dit.Cache:
+    at = written(config, track, undo.chunk)
+    put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=CACHE_SLOTS)
+    return jax.tree.map(put, track.cache, undo.cache)
+
+
+def hear(
+    config: Config,
+    params: dict,
+    state: StreamState,
+    speak: Float[Array, "b samples"],
+    listen: Float[Array, "b samples"],
+) -> tuple[StreamState, dit.Conditions]:
+    """What the next chunk is told, and the state with its sound remembered."""
+    sound = {"speak": jnp.concatenate([state.speak, speak], axis=1)}
+    sound["listen"] = jnp.concatenate([state.listen, listen], axis=1)
+    features, chunk = conditions.audio_features(config.audio), config.stream.chunk
+    heard = {name: features(params.get("audio", {}), x).astype(state.cache.k.dtype) for name, x in sound.items()}
+    encoded = conditions.encode_audio(config, params, heard["speak"], heard["listen"], chunk, chunk)
+    keep = state.speak.shape[1]
+    state = state._replace(speak=sound["speak"][:, -keep:], listen=sound["listen"][:, -keep:])
+    return state, dit.Conditions(state.text, state.text_mask, **encoded)
+
+
+def generate(
+    config: Config, params: dict, state: StreamState, told: dit.Conditions, remat: str = "none"
+) -> tuple[StreamState, list[Float[Array, "b chunk tokens pc"]]]:
+    """The Backbone's estimates of the next chunk, the last of which is its result."""
+    key, draw = jax.random.split(state.key)
+    way, variance = denoise.backbone_way(config), params["prior"]["variance"]
+    estimates, cache = denoise.evaluate(config, params["dit"], variance, state, told, way, draw, remat=remat)
+    near = estimates[-1][:, -1:]
+    return state._replace(cache=cache, near=near, chunk=state.chunk + 1, key=key), estimates
 
 
 def latent_step(
@@ -177,68 +233,13 @@ def latent_step(
     listen: Float[Array, "b samples"],
 ) -> tuple[StreamState, Float[Array, "b chunk h w c"]]:
     """One chunk of normalised latents; everything of :func:`chunk_step` but the decoder."""
-    cfg, stream = config.dit, config.stream
-    b, refs = state.reference_valid.shape
-    chunk = stream.chunk
-    height, width = config.grid
-    tokens = height * width
-
-    sound = {"speak": jnp.concatenate([state.speak, speak], axis=1)}
-    sound["listen"] = jnp.concatenate([state.listen, listen], axis=1)
-    features = conditions.audio_features(config.audio)
-    cache, dtype = state.cache, state.cache.k.dtype
-    heard = {name: features(params.get("audio", {}), x).astype(dtype) for name, x in sound.items()}
-    encoded = conditions.encode_audio(config, params, heard["speak"], heard["listen"], chunk, chunk)
-    told = dit.Conditions(state.text, state.text_mask, **encoded)
-
-    times, valid, own_times, write = rolling.layout(stream, state.chunk)
-    # The first frame stands just before the stream's beginning, so it is seen while that is on the axis.
-    first = jnp.arange(refs) != conditions.FIRST_FRAME
-    see = state.reference_valid & (first | (state.chunk <= stream.sink + stream.window))
-    context_times = jnp.concatenate([state.reference_times, jnp.broadcast_to(times, (b, len(times)))], axis=1)
-    context_valid = jnp.concatenate([see, jnp.broadcast_to(valid, (b, len(valid)))], axis=1)
-    mask = Visible(None, jnp.concatenate([context_valid, jnp.ones((b, chunk), bool)], axis=1))
-    positions = dit.Positions(
-        angles_3d(own_times[None], height, width, cfg.head_dim),
-        angles_3d(context_times, height, width, cfg.head_dim),
-        mask,
-    )
-
-    key, draw = jax.random.split(state.key)
-    clean = jnp.zeros((b, chunk, tokens, cfg.patch**2 * cfg.channels))  # float32: the network alone is in ``dtype``
-    near = jnp.broadcast_to(carried(state.near, state.anchor, stream.carry), clean.shape)
-    known = near - state.anchor if cfg.prediction == "clean" else None
-    for i, level in enumerate(stream.levels):
-        noise = jax.random.normal(jax.random.fold_in(draw, i), clean.shape, clean.dtype)
-        levels = jnp.full((b, chunk), level)
-        noisy = add_noise(clean, noise, levels)
-        shown = network_input(cfg.prediction, noisy, levels, state.anchor, params["prior"]["variance"])
-        last = i == len(stream.levels) - 1
-        out, cache = dit.forward(
-            cfg,
-            params["dit"],
-            shown.astype(dtype),
-            levels,
-            chunk,
-            told,
-            positions,
-            cache,
-            refs + write if last else None,
-            implementation=stream.attention or None,
-            near=None if known is None else known.astype(dtype),
-        )
-        clean = clean_from_output(cfg.prediction, out.astype(jnp.float32), shown, levels, state.anchor, near)
-
-    keep = state.speak.shape[1]
-    state = state._replace(
-        cache=cache,
-        near=clean[:, -1:],
-        speak=sound["speak"][:, -keep:],
-        listen=sound["listen"][:, -keep:],
-        chunk=state.chunk + 1,
-        key=key,
-    )
-    return state, dit.unpatchify(cfg, clean, *config.cells)
+    state, told = hear(config, params, state, speak, listen)
+    state, estimates = generate(config, params, state, told)
+    latents = estimates[-1]
+    if state.refiner is not None:
+        refined, latents = refiner.refine(config, params, state.refiner, told, latents)
+        state = state._replace(refiner=refined)
+    return state, dit.unpatchify(config.dit, latents, *config.cells)
 
 
 def step(

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from lpm_jax import pretrained, sharding
 from lpm_jax.config import Config
 from lpm_jax.models import conditions
-from lpm_jax.streaming import generator
+from lpm_jax.streaming import denoise, generator
 from lpm_jax.streaming.generator import StreamState
 
 CACHE = (None, None, "batch", None, "tokens", "heads", None)
@@ -26,8 +26,12 @@ CACHE = (None, None, "batch", None, "tokens", "heads", None)
 def state_shardings(mesh: Mesh, state: StreamState) -> StreamState:
     """The cache by patches and heads; everything else is small and whole on every device."""
     everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), state)
-    cache = jax.tree.map(lambda x: sharding.sharding(mesh, CACHE, x.shape), state.cache)
-    return everywhere._replace(cache=cache)
+
+    def laid(track: denoise.Track, rest: Any) -> Any:
+        return rest._replace(cache=jax.tree.map(lambda x: sharding.sharding(mesh, CACHE, x.shape), track.cache))
+
+    refiner = None if state.refiner is None else laid(state.refiner, everywhere.refiner)
+    return laid(state, everywhere)._replace(refiner=refiner)
 
 
 def param_shardings(mesh: Mesh, config: Config, params: dict) -> dict:

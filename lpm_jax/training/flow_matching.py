@@ -25,6 +25,7 @@ from data_pipeline.loader import RegionWeights, Window, latent_batches
 from lpm_jax import flops
 from lpm_jax.checkpoint import load_weights
 from lpm_jax.config import Config
+from lpm_jax.errors import InputError
 from lpm_jax.flow import add_noise, sample_levels, weighted_loss
 from lpm_jax.models import conditions, dit, vae
 from lpm_jax.models.audio import STRIDE
@@ -157,16 +158,27 @@ def frozen(params: dict) -> dict:
     return {name: jax.tree.map(lambda _, n=name: n == "prior", p) for name, p in params.items()}
 
 
+def starting_weights(workdir: Path, stage: str, like: dict) -> dict:
+    """The weights that ``stage`` ended with, or with ``STAGE@STEP`` the average in one of its checkpoints.
+
+    Raises:
+      InputError: there are none, or they are another model's.
+    """
+    name, _, step = stage.partition("@")
+    if step:
+        return load_average(workdir / name / "checkpoints", step, like)
+    if not (workdir / name / "weights").is_dir():
+        raise InputError(f"{workdir}: expected the finished weights of {name}, found none")
+    return load_weights(workdir / name / "weights", "model", like)
+
+
 def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
     """Assembles a diffusion stage that starts from ``before`` (a stage's name, or ``scratch``)."""
     train = config.train
     causal = stage in CAUSAL
     params = conditions.init(config, jax.random.key(train.seed))
-    stage_before, _, step = before.partition("@")
-    if step:
-        params = load_average(workdir / stage_before / "checkpoints", step, params)
-    elif before != "scratch":
-        params = load_weights(workdir / before / "weights", "model", params)
+    if before != "scratch":
+        params = starting_weights(workdir, before, params)
     coder = load_weights(workdir / "vae" / "weights", "model", vae.abstract(config.vae))
     window = Window(
         latents=train.latents,

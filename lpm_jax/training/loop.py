@@ -18,6 +18,7 @@ from typing import Any
 
 import grain
 import jax
+from jax.sharding import Mesh
 
 from lpm_jax import distributed, sharding
 from lpm_jax.checkpoint import save_weights, write_json
@@ -44,16 +45,17 @@ class Stage:
     params: Any
     data: Callable[[tuple[int, ...]], grain.IterDataset]
     batch: int  # rows of the global batch
-    loss: Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+    loss: Any  # Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]], or what ``program`` steps by
     validate: Callable[[Any, Path], dict[str, float]]
     finish: Callable[[Any], Any]
     fingerprint: str = ""
     flops: float = 0.0  # of a step, all devices together; 0: unknown
-    other_loss: Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]] | None = None
+    other_loss: Any = None
     other_every: int = 0  # every so many steps take ``other_loss`` instead
     frozen: Callable[[Any], Any] | None = None  # params -> tree of bools: True leaves stay as they are
     axes: Any = dataclasses.field(default_factory=dict)  # declared logical axes of params (sharding.py)
     tokens: int = 0  # patches of a frame, where the model has any: what the mesh must divide
+    program: Callable[[Config, Mesh], Any] | None = None  # another step than that of step.py (duel.py)
 
 
 def run_stage(stage: Stage, config: Config, workdir: Path, around: Callable[[Callable], Callable] = lambda f: f) -> Any:
@@ -71,7 +73,10 @@ def run_stage(stage: Stage, config: Config, workdir: Path, around: Callable[[Cal
     mesh = sharding.make_mesh(config.mesh)
     if stage.tokens:
         sharding.check(mesh, config.dit, train.batch // train.accumulate, stage.tokens)
-    program = make_program(train, mesh, stage.axes, stage.params, stage.frozen and stage.frozen(stage.params))
+    if stage.program is not None:
+        program = stage.program(config, mesh)
+    else:
+        program = make_program(train, mesh, stage.axes, stage.params, stage.frozen and stage.frozen(stage.params))
     root = distributed.place(jax.random.key(train.seed), sharding.replicated(mesh))
     usual = around(program.step(stage.loss))
     other = around(program.step(stage.other_loss)) if stage.other_loss else usual

@@ -8,7 +8,10 @@ from lpm_jax.config import Config
 from lpm_jax.errors import InputError
 from lpm_jax.training.loop import run_stage
 
-ORDER = ("vae", "base.speak", "base.listen", "base.identity", "online.causal")
+ORDER = (
+    "vae", "base.speak", "base.listen", "base.identity", "online.causal", "online.ode", "online.dmd_off",
+    "online.dmd_on", "online.refine",
+)  # fmt: skip
 
 
 def run(stage: str, config: Config, workdir: Path) -> None:
@@ -19,11 +22,13 @@ def run(stage: str, config: Config, workdir: Path) -> None:
 
         run_stage(make_stage(config, config.data), config, workdir)
         return
-    from lpm_jax.training.flow_matching import make_stage
+    from lpm_jax.training import flow_matching, online
 
-    before = config.train.init or ORDER[ORDER.index(stage) - 1]
+    recipe = [name for name in ORDER if name in config.stages]
+    before = config.train.init or recipe[recipe.index(stage) - 1]
     if before == "vae":
         before = "scratch"
     if before != "scratch" and "@" not in before and not (workdir / before / "weights").is_dir():
         raise InputError(f"--stage {stage}: expected the finished weights of {before} in {workdir}, found none")
+    make_stage = online.make_stage if stage in online.STAGES else flow_matching.make_stage
     run_stage(make_stage(stage, before, config, workdir), config, workdir)

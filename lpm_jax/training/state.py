@@ -57,7 +57,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
         )
         rule = kernels_in(rule, config.dtype)
     else:
-        rule = optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay)
+        rule = optax.adamw(schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay)
     return optax.chain(optax.clip_by_global_norm(config.clip), rule)
 
 

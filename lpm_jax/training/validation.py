@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from data_pipeline.loader import Window, latent_batches
 from data_pipeline.video import encode_mp4
 from lpm_jax.base.sampler import integrate
 from lpm_jax.config import Config
 from lpm_jax.distributed import fetch, primary
-from lpm_jax.flow import add_noise
 from lpm_jax.models import dit, vae
-from lpm_jax.models.denoiser import Denoiser, previous
+from lpm_jax.models.denoiser import Denoiser
+from lpm_jax.training.rollout import play
 from lpm_jax.training.sheets import save_sheet
 
 CLIPS = 16
 SHOWN = 6
 TEACHER_STEPS = 8
-
-
-def rollout(config: Config, denoise: Callable, shape: tuple, key: Array) -> Float[Array, "b frames tokens pc"]:
-    """Latent patches from the causal student, chunk by chunk as in streaming: each chunk at T0 then at T1, later chunks
-    reading the T1 inputs of those before."""
-    keys = jax.random.split(key, 1 + len(config.stream.levels))
-    noise = jax.random.normal(keys[0], shape)
-    chunk = config.stream.chunk
-    noisy, level, result = noise, jnp.ones(shape[:2]), jnp.zeros(shape)
-    for start in range(0, shape[1], chunk):
-        here = (jnp.arange(shape[1]) // chunk == start // chunk)[None, :, None, None]
-        for i, t in enumerate(config.stream.levels):
-            level = jnp.where(here[..., 0, 0], t, level)
-            fresh = jax.random.normal(keys[1 + i], shape)
-            noisy = jnp.where(here, add_noise(result, fresh, level), noisy)
-            near = previous(result, denoise.first, denoise.anchor, config.stream)
-            result = jnp.where(here, denoise(noisy, level, near), result)
-    return result
 
 
 class Validator:
@@ -67,9 +47,9 @@ class Validator:
     def _run(self, params, batch, key):
         config = self.config
         truth = dit.patchify(config.dit, jnp.asarray(batch["latents"], jnp.float32))
-        denoise = Denoiser(config, params, batch, truth.shape[1], config.stream.chunk if self.causal else None)
         if self.causal:
-            return rollout(config, denoise, truth.shape, key), truth
+            return play(config, params, batch, truth.shape[1] // config.stream.chunk, key), truth
+        denoise = Denoiser(config, params, batch, truth.shape[1])
         noise = jax.random.normal(key, truth.shape)
         return integrate(denoise, noise, np.linspace(1, 0, TEACHER_STEPS + 1), jnp.ones(truth.shape[:2])), truth
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from data_pipeline.schema import PARAM_INDEX
 from lpm_jax.bench.instruments.reader import PITCH_SCALE, crop
-from lpm_jax.bench.progress import progress
+from lpm_jax.progress import progress
 
 
 def sample_poses(rng: np.random.Generator, frames: int) -> Float[np.ndarray, "frames params"]:

@@ -14,8 +14,8 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from lpm_jax.bench.progress import progress
 from lpm_jax.checkpoint import save_weights, write_json
+from lpm_jax.progress import progress
 
 #: ``loss(params, batch, key)``: a number.
 Loss = Callable[[dict, Any, Array], Array]

@@ -20,8 +20,8 @@ from jaxtyping import Array, Float, UInt8
 from lpm_jax.bench.instruments.fitting import fit, keep, same, unit
 from lpm_jax.bench.instruments.trained import FOLDER, Trained, in_batches
 from lpm_jax.bench.instruments.trunk import Trunk
-from lpm_jax.bench.progress import progress
 from lpm_jax.errors import ArgumentParser
+from lpm_jax.progress import progress
 
 SIDE, WIDTH = 64, 48  # pixels that are looked at; numbers of an embedding
 SHARPNESS = 12.0  # of the softmax over characters

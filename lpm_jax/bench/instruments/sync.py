@@ -23,10 +23,10 @@ from data_pipeline.schema import FPS, SAMPLES_PER_FRAME
 from lpm_jax.bench.instruments.fitting import fit, keep, same, unit
 from lpm_jax.bench.instruments.trained import FOLDER, Trained, in_batches
 from lpm_jax.bench.instruments.trunk import Trunk
-from lpm_jax.bench.progress import progress
 from lpm_jax.config import AudioConfig
 from lpm_jax.errors import ArgumentParser
 from lpm_jax.models.audio import FFT, log_mel
+from lpm_jax.progress import progress
 
 FRAMES = 5  # that a vector is of: 0.2 s, as in SyncNet
 SIDE = 32  # pixels of the mouth's crop at half size

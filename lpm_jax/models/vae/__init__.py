@@ -15,7 +15,7 @@ from lpm_jax.config import VAEConfig, WanVAEConfig
 from lpm_jax.models.vae import toy, wan
 from lpm_jax.models.vae.toy import to_pixels, to_unit
 
-__all__ = ["abstract", "decode", "encode", "to_pixels", "to_unit"]
+__all__ = ["abstract", "decode", "encode", "features", "to_pixels", "to_unit"]
 
 Config = VAEConfig | WanVAEConfig
 State = dict[str, Array]
@@ -42,3 +42,10 @@ def decode(
 ) -> tuple[Float[Array, "b frames h w 3"], State]:
     """Frames in about -1..1: ``4 k + 1`` at the start of a video, else ``4 k``."""
     return _of(config).decode(config, params, latents, state)
+
+
+def features(
+    config: Config, params: dict, latents: Float[Array, "b latents hz wz c"]
+) -> list[Float[Array, "b latents hz wz f"]]:
+    """What layers of the decoder make of latents: features to compare them by."""
+    return _of(config).features(config, params, latents)

@@ -244,6 +244,19 @@ def decode_cells(
     return cells + Decoder(config).apply({"params": params["decoder"]}, z.astype(dtype), state)
 
 
+def features(
+    config: VAEConfig, params: dict, latents: Float[Array, "b t h8 w8 c"]
+) -> list[Float[Array, "b t h8 w8 f"]]:
+    """What the decoder's residual blocks make of latents, one after the other: features to compare latents by."""
+    dtype = params["decoder"]["in"]["kernel"].dtype
+    z = latents * params["std"] + params["mean"]
+    kept = lambda module, _: isinstance(module, Residual)  # noqa: E731
+    _, seen = Decoder(config).apply(
+        {"params": params["decoder"]}, z.astype(dtype), {}, capture_intermediates=kept, mutable="intermediates"
+    )
+    return [seen["intermediates"][f"block{i}"]["__call__"][0] for i in range(config.decoder_blocks)]
+
+
 def to_unit(frames: ArrayLike) -> Float[Array, "..."]:
     """uint8 0..255 to float -1..1."""
     return jnp.asarray(frames, jnp.float32) / 127.5 - 1.0

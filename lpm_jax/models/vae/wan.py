@@ -340,6 +340,15 @@ def decode(
     return jnp.clip(_head(net, x, run).astype(jnp.float32), -1.0, 1.0), run.next
 
 
+def features(config: WanVAEConfig, params: dict, latents: Float[Array, "b t h w z"]) -> list[Float[Array, "b t h w c"]]:
+    """What the decoder's first layers, at the latent's own size, make of latents: features to compare latents by."""
+    run, net = _Run(None, None), params["decoder"]
+    z = latents * jnp.array(config.latents_std) + jnp.array(config.latents_mean)
+    x = run.causal(net["conv_in"], run.conv(params["post_quant_conv"], z), "conv_in")
+    first = residual(net["mid_block"]["resnets"]["0"], x, run, "mid_block/0")
+    return [x.astype(jnp.float32), first, _middle(net["mid_block"], x, run)]
+
+
 def space_sharding(mesh: Mesh, axis: str, over: str = "width") -> NamedSharding:
     """Latents, frames and states split over the height or the width of the picture, along one axis of a mesh.
 

@@ -1,0 +1,151 @@
+"""The stages of distillation put together: who teaches, who learns, from what, and what stays as it is."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from data_pipeline.loader import RegionWeights, Window, latent_batches
+from lpm_jax.checkpoint import load_weights
+from lpm_jax.config import Config
+from lpm_jax.errors import InputError
+from lpm_jax.models import conditions, vae
+from lpm_jax.training import distill, duel, latents, lora, ode, trajectories
+from lpm_jax.training.flow_matching import frozen, starting_weights
+from lpm_jax.training.loop import Stage
+from lpm_jax.training.validation import Validator
+
+ODE = "online.ode"
+STAGES = (ODE, *distill.STAGES)
+
+
+def check(config: Config, stage: str, frames: int) -> None:
+    """Complains in one line where a stage's settings do not fit each other or the clips' ``frames`` latents.
+
+    Raises:
+      InputError: naming the setting.
+    """
+    wanted = window_latents(config, stage)
+    if wanted > frames:
+        name = "distill.rollout" if stage in (distill.ON, distill.REFINE) else "train.latents"
+        raise InputError(f"--{name}: expected windows of up to {frames} latent frames, the clips', found {wanted}")
+    if stage == distill.REFINE and not config.stream.refine:
+        raise InputError("--stream.refine: expected T2, the noise level that the Refiner starts from, found 0")
+    if config.train.latents % config.stream.chunk:
+        raise InputError(
+            f"--train.latents: expected whole chunks of {config.stream.chunk}, found {config.train.latents}"
+        )
+
+
+def window_latents(config: Config, stage: str) -> int:
+    """Latent frames of a batch's windows: a whole rollout, or one window."""
+    on_policy = stage in (distill.ON, distill.REFINE)
+    return config.distill.rollout * config.stream.chunk if on_policy else config.train.latents
+
+
+def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
+    """Assembles ``stage``; ``before`` names the stage whose weights the student starts from.
+
+    Raises:
+      InputError: weights are missing, or settings do not fit.
+    """
+    train = config.train
+    shapes = conditions.abstract(config)
+    coder = load_weights(workdir / "vae" / "weights", "model", vae.abstract(config.vae))
+    student = starting_weights(workdir, before, shapes)
+    teacher = starting_weights(workdir, config.distill.teacher, shapes)
+    source = latents.LatentSource(latents.build(config, coder, "train", workdir), train.kinds)
+    held_out = latents.LatentSource(latents.build(config, coder, "held_out", workdir))
+    check(config, stage, len(source[0]["latents"]) - 1)
+
+    window = Window(
+        latents=window_latents(config, stage),
+        history=conditions.history_tokens(config.audio),
+        weights=RegionWeights(train.mouth, train.eyes, train.face),
+        first_frame=0.7 if stage in (ODE, distill.OFF) else 1.0,  # a stream has its picture
+        extra=train.extra_references,
+    )
+    axes = conditions.axes(config)
+
+    def clips(rows):
+        return latent_batches(source, window, batch=train.batch, rows=rows, seed=train.seed, threads=train.data_threads)
+
+    data, fingerprint = clips, repr(source)
+    if stage in (ODE, distill.OFF):
+        folder = trajectories.build(config, teacher, axes, clips, fingerprint, workdir)
+        samples = trajectories.TrajectorySource(folder)
+        fingerprint = repr(samples)
+
+        def data(rows):
+            return trajectories.batches(
+                samples, batch=train.batch, rows=rows, seed=train.seed, threads=train.data_threads
+            )
+
+    validator = Validator(distill.student_config(stage, config), True, coder, held_out, window)
+    common = {
+        "name": stage, "data": data, "batch": train.batch, "fingerprint": fingerprint, "axes": axes,
+        "tokens": math.prod(config.grid),
+    }  # fmt: skip
+    if stage == ODE:
+        return Stage(
+            **common, params=student, loss=ode.make_loss(config), validate=validator, finish=lambda x: x, frozen=frozen
+        )
+    players = Players(stage, config, student, teacher, coder)
+    return Stage(
+        **common,
+        params=players.learning,
+        loss=distill.make_duel(config, stage, both=False),
+        other_loss=distill.make_duel(config, stage, both=True),
+        other_every=config.distill.generator_every,
+        validate=lambda params, directory: validator(players.whole(params), directory),
+        finish=players.whole,
+        program=functools.partial(players.program, axes),
+    )
+
+
+class Players:
+    """The networks of a distillation: which learn and which stay. Arrays, or their shapes where nothing is trained."""
+
+    def __init__(self, stage: str, config: Config, student: Any, teacher: Any, coder: Any = None):
+        rank = config.distill.lora
+        self.config = config
+        self.fixed: dict[str, Any] = {"teacher": teacher}
+        learner = student
+        if stage == distill.REFINE:
+            refiner = student.get("refiner", student["dit"])
+            self.fixed["backbone"] = {name: x for name, x in student.items() if name != "refiner"}
+            learner = {"refiner": refiner}
+        if stage == distill.OFF and config.distill.perceptual:
+            self.fixed["vae"] = coder
+        critic = teacher
+        if rank:
+            self.fixed["student"] = learner
+            keys = jax.random.split(jax.random.key(config.train.seed), 2)
+            learner, critic = (
+                jax.eval_shape(functools.partial(lora.init, rank=rank, key=key), base)
+                if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(base))
+                else lora.init(base, rank, key)
+                for base, key in zip((learner, critic), keys, strict=True)
+            )
+        self.learning = {"student": learner, "critic": critic}
+
+    def whole(self, params: Any) -> Any:
+        """A model's parameters from what learned of it."""
+        full = lora.whole(self.fixed.get("student"), params)
+        return self.fixed.get("backbone", {}) | full
+
+    def program(self, axes: dict, config: Config, mesh: jax.sharding.Mesh) -> duel.Program:
+        """The step on ``mesh``."""
+        still = {name: frozen(params) for name, params in self.learning.items()}
+        declared = lora.axes(axes, self.learning["student"] | self.learning["critic"]) if config.distill.lora else axes
+        return duel.make_program(config, mesh, declared, axes, self.learning, still, self.fixed)
+
+
+def refined_shapes(config: Config) -> dict:
+    """Shapes of a model's parameters, its Refiner's among them where it has one."""
+    shapes = conditions.abstract(config)
+    return shapes | {"refiner": shapes["dit"]} if config.stream.refine else shapes
