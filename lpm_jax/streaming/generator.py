@@ -163,10 +163,7 @@ def before(config: Config, state: StreamState) -> Undo:
     and other chunks of the cache are not a step's to change."""
     slots = _slots(config, state, state.chunk)
     kept = (state.near, state.speak, state.listen, state.vae, state.chunk, state.key)
-    fine, refined = state.refiner, None
-    if fine is not None:
-        own = jax.tree.map(jnp.copy, (fine.near, fine.chunk, fine.key))
-        refined = TrackUndo(_slots(config, fine, fine.chunk), *own)
+    refined = None if state.refiner is None else track_before(config, state.refiner)
     return Undo(slots, *jax.tree.map(jnp.copy, kept), refined)  # the step donates the originals
 
 
@@ -174,10 +171,20 @@ def before(config: Config, state: StreamState) -> Undo:
 def rollback(config: Config, state: StreamState, undo: Undo) -> StreamState:
     """The stream as it was at :func:`before`, bit for bit, but with the prompt that it has now. ``state`` is donated,
     and is the one that the very next step returned."""
-    fine = state.refiner
-    if fine is not None:
-        fine = fine._replace(**undo.refiner._asdict() | {"cache": _put_back(config, fine, undo.refiner)})
+    fine = None if state.refiner is None else track_rollback(config, state.refiner, undo.refiner)
     return state._replace(**undo._asdict() | {"cache": _put_back(config, state, undo), "refiner": fine})
+
+
+@partial(jax.jit, static_argnums=0)
+def track_before(config: Config, track: RefinerState) -> TrackUndo:
+    """:func:`before` of a Refiner."""
+    return TrackUndo(_slots(config, track, track.chunk), *jax.tree.map(jnp.copy, (track.near, track.chunk, track.key)))
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def track_rollback(config: Config, track: RefinerState, undo: TrackUndo) -> RefinerState:
+    """:func:`rollback` of a Refiner."""
+    return track._replace(**undo._asdict() | {"cache": _put_back(config, track, undo)})
 
 
 def written(config: Config, track: denoise.Track, chunk: Array) -> Array:

@@ -1,12 +1,13 @@
-"""The streaming step in lanes, Generator -> VAE, each on its own devices and a chunk apart.
+"""The streaming step in lanes, Generator -> Refiner -> VAE, each on its own devices and a chunk apart.
 
-    chunk n+1   Generator  [ T0 | T1 ]      its mesh: heads over ``tensor``, patches over ``context``
-    chunk n         latents --> VAE         its devices: the picture's columns, edges exchanged by the convolutions
-    chunk n-1                   frames --> host
+    chunk n+2   Generator  [ T0 | T1 ]      its mesh: heads over ``tensor``, patches over ``context``
+    chunk n+1       coarse latents, sound --> Refiner  [ T2 ]       its own mesh, laid out alike; not every model's
+    chunk n                       latents --> VAE         its devices: the picture's columns, edges exchanged
+    chunk n-1                                 frames --> host
 
 A lane is a compiled program, and JAX dispatches without waiting: while one runs on its devices, the next is queued on
 the others'. No threads are needed, nor locks; what is handed over is bounded by :attr:`Lanes.ahead` chunks, so that a
-slow lane holds up the one before it. With one device both lanes share it. A lane that fails raises where its frames are
+slow lane holds up the one before it. With one device all lanes share it. A lane that fails raises where its frames are
 asked for, in the session that asked.
 """
 
@@ -28,9 +29,10 @@ from jaxtyping import Array, Float, UInt8
 from lpm_jax import sharding
 from lpm_jax.config import Config, MeshConfig
 from lpm_jax.errors import InputError
-from lpm_jax.models import vae
+from lpm_jax.models import dit, vae
 from lpm_jax.streaming import generator, layout
 from lpm_jax.streaming.generator import StreamState
+from lpm_jax.streaming.refiner import RefinerState, refine
 
 SPACE = "space"
 
@@ -63,6 +65,7 @@ class Lanes:
       devices: for the Generator.
       mesh: how the Generator's devices are laid out; ``fsdp`` must be 1.
       decoder: devices for the VAE; by default the Generator's first.
+      refiner: devices for the Refiner, as many as the Generator's; by default those.
       ahead: chunks that may be on their way.
 
     Raises:
@@ -77,9 +80,13 @@ class Lanes:
         mesh: MeshConfig = MeshConfig(fsdp=1),  # noqa: B008
         decoder: list | None = None,
         ahead: int = 2,
+        refiner: list | None = None,
     ):
         self.config, self.ahead = config, ahead
         self.mesh = sharding.make_mesh(mesh, devices)
+        if refiner and len(refiner) != len(devices):
+            raise InputError(f"Refiner: expected {len(devices)} devices, as the Generator, found {len(refiner)}")
+        self.refiner_mesh = sharding.make_mesh(mesh, refiner) if refiner else self.mesh
         sharding.check(self.mesh, config.dit, 1, config.grid[0] * config.grid[1])
         decoder = decoder or devices[:1]
         if config.cells[1] % len(decoder):
@@ -89,9 +96,13 @@ class Lanes:
         self.columns, whole = NamedSharding(self.space, columns), NamedSharding(self.space, PartitionSpec())
         params = dict(generator.stored(config, params))
         self.vae = jax.device_put(params.pop("vae"), whole)
-        where = layout.param_shardings(self.mesh, config, params)
-        self.params = jax.device_put(params, where)
+        fine = {"refiner": params.pop("refiner"), "prior": params["prior"]} if config.stream.refine else {}
+        self.params, self.fine = (
+            jax.device_put(part, layout.param_shardings(on, config, part))
+            for part, on in ((params, self.mesh), (fine, self.refiner_mesh))
+        )
         self._generate: Any = None  # compiled for the layout of the first stream's state, which all share
+        self._refine: Any = None
         self._decode = jax.jit(self._frames, donate_argnums=2, out_shardings=(self.columns, self.columns))
         self.began = time.perf_counter()
         self.runs: list[Run] = []
@@ -104,20 +115,40 @@ class Lanes:
         """A stream that begins with ``state`` (:func:`lpm_jax.streaming.generator.start`), laid out on the lanes.
         ``watch`` notes when each lane worked, in :attr:`runs`."""
         decoder = jax.device_put(state.vae, self.columns)
-        state = state._replace(vae={})
+        fine, state = state.refiner, state._replace(vae={}, refiner=None)
         where = layout.state_shardings(self.mesh, state)
         state = jax.device_put(state, where)
         if self._generate is None:
+            made = generator.latent_step if fine is None else _coarse
             out = (where, sharding.replicated(self.mesh))
-            self._generate = jax.jit(partial(generator.latent_step, self.config), donate_argnums=1, out_shardings=out)
-        return LaneStream(self, state, decoder, watch)
+            self._generate = jax.jit(partial(made, self.config), donate_argnums=1, out_shardings=out)
+        if fine is not None:
+            where = layout.track_shardings(self.refiner_mesh, fine)
+            fine = jax.device_put(fine, where)
+            if self._refine is None:
+                out = (where, sharding.replicated(self.refiner_mesh))
+                self._refine = jax.jit(partial(_refined, self.config), donate_argnums=1, out_shardings=out)
+        return LaneStream(self, state, fine, decoder, watch)
+
+
+def _coarse(config: Config, params: dict, state: StreamState, speak: Array, listen: Array) -> tuple[StreamState, Any]:
+    """The Generator's part of :func:`lpm_jax.streaming.generator.latent_step`, for a Refiner to go on with."""
+    state, told = generator.hear(config, params, state, speak, listen)
+    state, estimates = generator.generate(config, params, state, told)
+    return state, (told, estimates[-1])
+
+
+def _refined(config: Config, params: dict, state: RefinerState, told: dit.Conditions, coarse: Array):
+    """The Refiner's part: latents."""
+    state, fine = refine(config, params, state, told, coarse)
+    return state, dit.unpatchify(config.dit, fine, *config.cells)
 
 
 class LaneStream:
     """One conversation on :class:`Lanes`."""
 
-    def __init__(self, lanes: Lanes, state: StreamState, decoder: dict, watch: bool):
-        self.lanes, self.state, self.decoder = lanes, state, decoder
+    def __init__(self, lanes: Lanes, state: StreamState, fine: RefinerState | None, decoder: dict, watch: bool):
+        self.lanes, self.state, self.fine, self.decoder = lanes, state, fine, decoder
         self.index = 0
         self._pending: deque[Pending] = deque()
         self._watch = _Watch(lanes) if watch else None
@@ -132,23 +163,33 @@ class LaneStream:
         with sharding.on(lanes.mesh):
             sound = jax.device_put((speak, listen), everywhere)
             self.state, latents = lanes._generate(lanes.params, self.state, *sound)
+        results = [latents]
+        if self.fine is not None:
+            handed = jax.device_put(latents, sharding.replicated(lanes.refiner_mesh))
+            with sharding.on(lanes.refiner_mesh):
+                self.fine, latents = lanes._refine(lanes.fine, self.fine, *handed)
+            results.append(latents)
         handed = jax.device_put(latents, lanes.columns)
         self.decoder, frames = lanes._decode(lanes.vae, handed, self.decoder)
         pending = Pending(self.index, frames)
         if self._watch:
-            self._watch.note(self.index, sent, latents, frames)
+            self._watch.note(self.index, sent, [*results, frames])
         self._pending.append(pending)
         self.index += 1
         return pending
 
-    def before(self) -> tuple[generator.Undo, dict, int]:
+    def before(self) -> tuple:
         """What is needed to take the next chunk back (:meth:`take_back`)."""
-        return generator.before(self.lanes.config, self.state), jax.tree.map(jnp.copy, self.decoder), self.index
+        config = self.lanes.config
+        fine = None if self.fine is None else generator.track_before(config, self.fine)
+        return generator.before(config, self.state), fine, jax.tree.map(jnp.copy, self.decoder), self.index
 
-    def take_back(self, undo: tuple[generator.Undo, dict, int]) -> None:
+    def take_back(self, undo: tuple) -> None:
         """The stream as it was before its last chunk, in every lane."""
-        kept, self.decoder, self.index = undo
+        kept, fine, self.decoder, self.index = undo
         self.state = generator.rollback(self.lanes.config, self.state, kept)
+        if self.fine is not None:
+            self.fine = generator.track_rollback(self.lanes.config, self.fine, fine)
         self._pending.clear()
 
     def close(self) -> None:
@@ -164,25 +205,27 @@ class _Watch:
 
     def __init__(self, lanes: Lanes):
         self.lanes = lanes
-        self.queues: dict[str, SimpleQueue[Any]] = {"generator": SimpleQueue(), "vae": SimpleQueue()}
-        self.ready: dict[int, float] = {}  # when a chunk's latents were there
-        self.threads = [threading.Thread(target=self._follow, args=(name,), daemon=True) for name in self.queues]
+        names = ["generator", "refiner", "vae"] if lanes.config.stream.refine else ["generator", "vae"]
+        self.queues: dict[str, SimpleQueue[Any]] = {name: SimpleQueue() for name in names}
+        self.ready: dict[tuple[str, int], float] = {}  # when a lane's result of a chunk was there
+        before = dict(zip(names[1:], names, strict=False))
+        self.threads = [
+            threading.Thread(target=self._follow, args=(name, before.get(name, "")), daemon=True) for name in names
+        ]
         for thread in self.threads:
             thread.start()
 
-    def note(self, chunk: int, sent: float, latents: Array, frames: Array) -> None:
-        self.queues["generator"].put((chunk, sent, latents))
-        self.queues["vae"].put((chunk, sent, frames))
+    def note(self, chunk: int, sent: float, results: list) -> None:
+        for queue, result in zip(self.queues.values(), results, strict=True):
+            queue.put((chunk, sent, result))
 
-    def _follow(self, lane: str) -> None:
+    def _follow(self, lane: str, before: str) -> None:
         last = 0.0
         while (item := self.queues[lane].get()) is not None:
             chunk, sent, result = item
             jax.block_until_ready(result)
-            end = time.perf_counter()
-            if lane == "generator":
-                self.ready[chunk] = end
-            begin = max(last, sent if lane == "generator" else self.ready.get(chunk, sent))
+            end = self.ready[lane, chunk] = time.perf_counter()
+            begin = max(last, self.ready.get((before, chunk), sent))
             self.lanes.runs.append(Run(lane, chunk, begin - self.lanes.began, end - self.lanes.began))
             last = end
 

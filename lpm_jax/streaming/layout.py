@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from lpm_jax import pretrained, sharding
 from lpm_jax.config import Config
 from lpm_jax.models import conditions
-from lpm_jax.streaming import denoise, generator
+from lpm_jax.streaming import generator
 from lpm_jax.streaming.generator import StreamState
 
 CACHE = (None, None, "batch", None, "tokens", "heads", None)
@@ -25,13 +25,14 @@ CACHE = (None, None, "batch", None, "tokens", "heads", None)
 
 def state_shardings(mesh: Mesh, state: StreamState) -> StreamState:
     """The cache by patches and heads; everything else is small and whole on every device."""
-    everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), state)
+    refiner = None if state.refiner is None else track_shardings(mesh, state.refiner)
+    return track_shardings(mesh, state)._replace(refiner=refiner)
 
-    def laid(track: denoise.Track, rest: Any) -> Any:
-        return rest._replace(cache=jax.tree.map(lambda x: sharding.sharding(mesh, CACHE, x.shape), track.cache))
 
-    refiner = None if state.refiner is None else laid(state.refiner, everywhere.refiner)
-    return laid(state, everywhere)._replace(refiner=refiner)
+def track_shardings(mesh: Mesh, track: Any) -> Any:
+    """The same of a Refiner's state (or any other :class:`lpm_jax.streaming.denoise.Track`)."""
+    everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), track)
+    return everywhere._replace(cache=jax.tree.map(lambda x: sharding.sharding(mesh, CACHE, x.shape), track.cache))
 
 
 def param_shardings(mesh: Mesh, config: Config, params: dict) -> dict:

@@ -32,13 +32,15 @@ WAYS = [
     ({}, 0), ({}, 1), ({"tensor": 2}, 1), ({"context": 4}, 2), ({"tensor": 2, "context": 2}, 2), ({"tensor": 4}, 4),
     ({"ring": 2, "tensor": 2}, 1),
 ]  # fmt: skip
+#: The same with a Refiner on as many devices of its own; without VAE devices all lanes share the first.
+REFINED = [({}, 0), ({}, 1), ({"tensor": 2}, 1), ({"tensor": 2, "context": 2}, 0)]
 
 
-def begin() -> generator.StreamState:
+def begin(config) -> generator.StreamState:
     pictures = np.stack([tiny.picture(i, 64) for i in (0, 0, 1, 2)])[None]
     kinds, valid = np.array([[0, 1, 2, 7]], np.int32), np.array([[True, True, False, True]])
-    ids = tokenize(CONFIG.text, "smiles")[None]
-    return generator.start(CONFIG, tiny.params(CONFIG), pictures, kinds, valid, ids, jax.random.key(0))
+    ids = tokenize(config.text, "smiles")[None]
+    return generator.start(config, tiny.params(config), pictures, kinds, valid, ids, jax.random.key(0))
 
 
 def sounds(n: int) -> list[np.ndarray]:
@@ -46,37 +48,54 @@ def sounds(n: int) -> list[np.ndarray]:
 
 
 def main() -> None:
-    params, want, state = tiny.params(CONFIG), [], begin()
+    fine = dataclasses.replace(CONFIG, stream=dataclasses.replace(CONFIG.stream, refine=0.4))
+    for config, ways in ((CONFIG, WAYS), (fine, REFINED)):
+        one_config(config, ways)
+
+
+def caches(state, fine) -> np.ndarray:
+    """Keys of all networks."""
+    return np.concatenate([np.asarray(x.cache.k).ravel() for x in (state, fine) if x is not None])
+
+
+def one_config(config, ways: list) -> None:
+    params, want, state = tiny.params(config), [], begin(config)
     for n in range(CHUNKS):
-        state, frames = generator.chunk_step(CONFIG, params, state, *sounds(n))
+        state, frames = generator.chunk_step(config, params, state, *sounds(n))
         want.append(np.asarray(frames).astype(int))
-    cache = np.asarray(state.cache.k)
-    for mesh, own in WAYS:
+    cache = caches(state, state.refiner)
+    for mesh, own in ways:
         count = math.prod(mesh.values())
         devices = jax.devices()
-        decoder = devices[count : count + own] or None
-        lanes = Lanes(CONFIG, params, devices[:count], MeshConfig(**({"fsdp": 1} | mesh)), decoder)
-        other = lanes.open(begin())  # compiles, and shares the programs with the stream that counts
+        refiner = None
+        rest = count
+        if config.stream.refine and own:
+            refiner, rest = devices[count : 2 * count], 2 * count
+        decoder = devices[rest : rest + own] or None
+        lanes = Lanes(config, params, devices[:count], MeshConfig(**({"fsdp": 1} | mesh)), decoder, refiner=refiner)
+        other = lanes.open(begin(config))  # compiles, and shares the programs with the stream that counts
         other.step(*sounds(50)).get()
-        stream = lanes.open(begin(), watch=True)
+        stream = lanes.open(begin(config), watch=True)
         chunks = [stream.step(*sounds(n)) for n in range(CHUNKS)]
         worst = max(float(np.abs(c.get().astype(int) - w).max()) for c, w in zip(chunks, want, strict=True))
-        own_cache = np.asarray(stream.state.cache.k)
+        own_cache = caches(stream.state, stream.fine)
         undo = stream.before()
         stream.step(*sounds(70)).get()
         stream.take_back(undo)
-        again = np.asarray(stream.state.cache.k)
+        again = caches(stream.state, stream.fine)
         stream.close()
+        programs = [lanes._generate, lanes._decode] + ([lanes._refine] if config.stream.refine else [])
         print(
             json.dumps(
                 {
                     "mesh": mesh,
                     "own": own,
+                    "refiner": bool(config.stream.refine),
                     "frames": worst,
                     "cache": float(np.abs(own_cache - cache).max()),
                     "scale": float(np.abs(cache).max()),
                     "taken back": bool((again == own_cache).all()),
-                    "compiled": [lanes._generate._cache_size(), lanes._decode._cache_size()],
+                    "compiled": [program._cache_size() for program in programs],
                     "sharded": not stream.state.cache.k.sharding.is_fully_replicated,
                     "runs": [list(run) for run in lanes.runs],
                 }
