@@ -196,8 +196,7 @@ def read_case(folder: str | Path) -> Case:
     if not isinstance(data, dict) or not isinstance(data.get("first"), str):
         raise InputError(f"{path}: expected an object with 'first', the picture's file name, found none")
     name = str(data.get("id") or here.resolve().name)
-    if not re.fullmatch(r"[\w.-]{1,100}", name) or not name.strip("."):  # it becomes a file's name
-        raise InputError(f"{path}: id: expected letters, digits, '.', '_' and '-', found {name[:80]!r}")
+    check_id(name, f"{path}: id")
     tracks = {k: load_audio(here / data[k]) if data.get(k) else np.zeros(0, np.float32) for k in ("speak", "listen")}
     frames = -(-max(map(len, tracks.values())) // SAMPLES_PER_FRAME)
     if data.get("seconds") is not None:
@@ -228,6 +227,12 @@ def read_case(folder: str | Path) -> Case:
         listen=np.pad(tracks["listen"][:length], (0, max(0, length - len(tracks["listen"])))),
         truth=_read_truth(here, data["truth"], frames) if data.get("truth") else None,
     )
+
+
+def check_id(name: str, where: str) -> None:
+    """Raises InputError for what cannot be a case's name: it becomes a file's."""
+    if not re.fullmatch(r"[\w.-]{1,100}", name) or not name.strip("."):
+        raise InputError(f"{where}: expected letters, digits, '.', '_' and '-', found {name[:80]!r}")
 
 
 def _segments(prompt: Any, seconds: float, path: Path) -> tuple[Segment, ...]:

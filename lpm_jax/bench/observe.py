@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -61,14 +62,35 @@ class Observation:
         return dataclasses.replace(self, thumbs=self.thumbs + weight * (other.fitted(len(self)).thumbs - self.thumbs))
 
 
-class Instruments:
-    """Every instrument whose weights are there; ``missing`` says in a line each which are not."""
+class Observer:
+    """What looks at videos. ``missing`` says in a line each what cannot be seen."""
+
+    size, block = SIZE, 240  # pixels of frames, and how many are looked at together
+    missing: tuple[str, ...] = ()
+    sync: Any = None  # hears speech as its networks see lips
+    looks: Any = None  # knows who it is
+
+    def introduce(
+        self, pictures: Iterable[UInt8[np.ndarray, "_ _ 3"]]
+    ) -> tuple[list[UInt8[np.ndarray, "128 128 3"]], Float[np.ndarray, "n e"] | None]:
+        """First frames at the size of thumbnails, and who they show (not a number: nobody)."""
+        raise NotImplementedError
+
+    def observe(self, blocks: Iterable[UInt8[np.ndarray, "_ size size 3"]]) -> Observation:
+        """Raises ValueError for a video without frames or of another size."""
+        raise NotImplementedError
+
+    def pixelated(self, seen: Observation) -> Observation:
+        """What would be seen of the thumbnails alone: the floor of picture quality."""
+        raise NotImplementedError
+
+
+class Instruments(Observer):
+    """Every instrument for drawings whose weights are there."""
 
     def __init__(self, reader: Reader, expressions=None, sync=None, looks=None, missing: tuple[str, ...] = ()):
         self.reader, self.expressions, self.sync, self.looks = reader, expressions, sync, looks
         self.missing = missing
-
-    size, block = SIZE, 240  # pixels of frames, and how many are looked at together
 
     @classmethod
     def load(cls) -> Instruments:
@@ -98,13 +120,11 @@ class Instruments:
     def introduce(
         self, pictures: Iterable[UInt8[np.ndarray, "_ _ 3"]]
     ) -> tuple[list[UInt8[np.ndarray, "128 128 3"]], Float[np.ndarray, "n e"] | None]:
-        """First frames at the instruments' size, and who they show."""
         fit = lambda picture: picture if picture.shape[:2] == (SIZE, SIZE) else load_image(picture)  # noqa: E731
         fitted = [fit(picture) for picture in pictures]
         return fitted, self.looks.embed(np.stack(fitted)) if self.looks else None
 
     def observe(self, blocks: Iterable[UInt8[np.ndarray, "_ 128 128 3"]]) -> Observation:
-        """Raises ValueError for a video without frames or of another size."""
         parts: list[dict[str, np.ndarray]] = []
         last = None
         seen = 0
@@ -129,7 +149,7 @@ class Instruments:
         return Observation(**{n: whole[n] for n in names}, read=read, lips=lips, looks=whole.get("looks"))
 
     def pixelated(self, seen: Observation) -> Observation:
-        """What the reader makes of the thumbnails alone: every STRIDE-th frame, the floor of picture quality."""
+        """What the reader makes of them: of every STRIDE-th frame."""
         thumbs = np.round(seen.thumbs[::STRIDE]).clip(0, 255).astype(np.uint8)
         coarse = thumbs.repeat(SIZE // CELLS, 1).repeat(SIZE // CELLS, 2)
         every = np.arange(len(seen)) // STRIDE

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from lpm_jax.bench.cases import Case, Recorded
 from lpm_jax.bench.metrics import Context, Scores, scores
 from lpm_jax.bench.metrics.identity import picture_colours
-from lpm_jax.bench.observe import STRIDE, WINDOW, Instruments, Observation
+from lpm_jax.bench.observe import STRIDE, WINDOW, Observation, Observer
 from lpm_jax.bench.schema import METRICS
 from lpm_jax.bench.statistics import Moments, bootstrap, effect, frechet_stat
 
@@ -70,7 +70,7 @@ def about(case: Case) -> dict[str, Any]:
 
 
 def score_cases(
-    cases: Sequence[Case], made: Open, truth: Open, instruments: Instruments, chunk: int = 12
+    cases: Sequence[Case], made: Open, truth: Open, instruments: Observer, chunk: int = 12
 ) -> Iterator[Scored]:
     """Scores of every case that has a video, in order. ``truth`` is only opened for cases that have one."""
     kinds, known = [], []
@@ -141,7 +141,7 @@ def partners_of(kinds: Sequence[str], known: Sequence[bool]) -> list[int]:
 
 
 def defects(
-    true: Observation, another: Observation | None, speaker: Observation | None, chunk: int, instruments: Instruments
+    true: Observation, another: Observation | None, speaker: Observation | None, chunk: int, instruments: Observer
 ) -> dict[str, Observation]:
     """The true video with each of the planted defects."""
     n = len(true)

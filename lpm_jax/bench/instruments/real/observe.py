@@ -12,14 +12,14 @@ from jaxtyping import Float, UInt8
 from lpm_jax.bench.files import SIZE
 from lpm_jax.bench.instruments.real import faces, identity, landmarks, pose, sync
 from lpm_jax.bench.instruments.real.onnx import onnxruntime
-from lpm_jax.bench.observe import STRIDE, Observation, detail_of, looked_at
+from lpm_jax.bench.observe import STRIDE, Observation, Observer, detail_of, looked_at
 from lpm_jax.errors import InputError
 from lpm_jax.pictures import load_image
 
 SURE = 0.3  # mean score of the face's points from which they count, as MMPose draws them
 
 
-class RealInstruments:
+class RealInstruments(Observer):
     """Every network whose file is in a folder; ``missing`` has a line for each that is not.
 
     Raises:
@@ -57,7 +57,6 @@ class RealInstruments:
     def introduce(
         self, pictures: Iterable[UInt8[np.ndarray, "_ _ 3"]]
     ) -> tuple[list[UInt8[np.ndarray, "128 128 3"]], Float[np.ndarray, "n e"] | None]:
-        """First frames at the size of colours, and who they show; not a number where no face is found."""
         small, looks = [], []
         for picture in pictures:
             small.append(load_image(picture))
@@ -69,7 +68,6 @@ class RealInstruments:
         return small, np.stack(looks) if self.looks else None
 
     def observe(self, blocks: Iterable[UInt8[np.ndarray, "n s s 3"]]) -> Observation:
-        """Raises ValueError for a video without frames."""
         parts: list[dict[str, np.ndarray]] = []
         last = None
         seen = 0
@@ -104,7 +102,6 @@ class RealInstruments:
         )
 
     def pixelated(self, seen: Observation) -> Observation:
-        """The thumbnails alone: the floor of picture quality."""
         thumbs = np.round(seen.thumbs[::STRIDE]).clip(0, 255).astype(np.uint8)
         cell = SIZE // thumbs.shape[1]
         coarse = detail_of(thumbs.repeat(cell, 1).repeat(cell, 2))

@@ -69,8 +69,10 @@ class Network:
     def pixels(self, pictures: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n 3 h w"]:
         """RGB pictures as the network takes them."""
         x = pictures if self.spec.order == "RGB" else pictures[..., ::-1]
-        x = (x.astype(np.float32) - np.float32(self.spec.mean)) / np.float32(self.spec.std)
-        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2)).astype(np.float32)
+        x -= np.float32(self.spec.mean)[:, None, None]
+        x /= np.float32(self.spec.std)[:, None, None]
+        return x
 
     def run(self, items: np.ndarray, batch: int = 8) -> list[np.ndarray]:
         """Every output for all ``items``, as many at a time as the file allows.
