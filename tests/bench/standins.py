@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from lpm_jax.bench.instruments.real import faces, identity, pose, sync
 
 SIDES = np.array([7.0, 8.0, 9.0, 10.0], np.float32)  # of the detector's boxes around a cell's corner, in strides of 8
-DOTS = np.array([(-1, 0), (1, 0), (0, 1), (-0.5, 2), (0.5, 2)], np.float32)  # its points, in strides of 8
+DOTS = np.array([(-3, 0), (3, 0), (0, 2.5), (-3, 5), (3, 5)], np.float32)  # its points, in strides of 8
 LEVEL = 10  # of grey, from one pose to the next
 
 

@@ -67,7 +67,7 @@ class RealInstruments(Observer):
                 looks.append(nobody if face is None else self.looks.embed(large[None], face.points[None])[0])
         return small, np.stack(looks) if self.looks else None
 
-    def observe(self, blocks: Iterable[UInt8[np.ndarray, "n s s 3"]]) -> Observation:
+    def observe(self, blocks: Iterable[UInt8[np.ndarray, "_ size size 3"]]) -> Observation:
         parts: list[dict[str, np.ndarray]] = []
         last = None
         seen = 0
