@@ -137,6 +137,20 @@ def test_similarities_are_those_of_scikit_image():
     assert align.similarity(source, identity.PLACES) == pytest.approx(expected.params[:2], abs=1e-6)
 
 
+def test_pictures_are_cut_as_opencv_cuts_them():
+    cv2 = pytest.importorskip("cv2")
+    y, x = np.mgrid[:200, :240]
+    picture = np.stack([x, y, 127 + 100 * np.sin(x / 9) * np.cos(y / 7)], -1).astype(np.uint8)
+    matrix = align.similarity(
+        identity.PLACES + np.array([[0, 0], [9, 7], [2, 0], [0, 0], [3, 9]]) + 60, identity.PLACES
+    )
+    expected = cv2.warpAffine(picture, matrix, (112, 112), borderValue=0)
+    assert np.abs(align.warp(picture, matrix, 112, 112).astype(int) - expected).max() <= 3
+    resized = align.warp(picture, align.box_to(np.array([40.0, 20, 140, 160]), 224, 224, edges=True), 224, 224)
+    expected = cv2.resize(picture[20:160, 40:140], (224, 224))
+    assert np.abs(resized.astype(int) - expected)[3:-3, 3:-3].max() <= 3
+
+
 def test_a_turned_face_is_brought_upright_before_it_is_embedded(instruments):
     """Five colours around the places of a face that is turned by 25 degrees: the embedding has just these."""
     turn = 1.4 * np.exp(1j * np.radians(25))

@@ -46,6 +46,8 @@ class Network:
         runtime = onnxruntime()
         options = runtime.SessionOptions()
         options.log_severity_level = 3
+        # Networks take turns: threads that wait must not keep the others' cores busy.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         able = runtime.get_available_providers()
         providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in able]
         try:
