@@ -177,7 +177,8 @@ def test_simcc_is_decoded_to_half_pixels():
 
 
 def test_points_come_back_to_where_they_were_in_the_frame(instruments):
-    frames = np.full((3, SIZE, SIZE, 3), 10, np.uint8) * np.array([0, 1, 4], np.uint8)[:, None, None, None]
+    frames = np.zeros((3, SIZE, SIZE, 3), np.uint8)
+    frames[..., 0] = 10 * np.array([0, 1, 4])[:, None, None]  # the number of a pose is in the red
     points, sure = instruments.pose.find(frames)
     assert points.shape == (3, 68, 2) and (sure == np.float32(0.8)).all()
     for found, how in zip(points, ({}, {"opening": 16}, {"pitch": 12}), strict=True):
@@ -230,6 +231,13 @@ def test_expressions_are_in_the_parameters_units():
     assert read(lid=0.2)["eyes"] == pytest.approx(0.5, abs=0.01) and read(lid=0.05)["eyes"] == 0
     turned = read(yaw=20, roll=10, opening=full / 2)
     assert turned["aperture"] == pytest.approx(0.5, abs=0.04) and turned["smile"] < 0.1
+
+
+def test_an_open_mouth_is_as_open_as_a_drawn_one():
+    pytest.importorskip("cv2")
+    from data_pipeline.performers.draw_rig import FULL_OPEN
+
+    assert landmarks.FULL_OPEN == FULL_OPEN
 
 
 def test_frames_without_sure_points_are_bridged():
