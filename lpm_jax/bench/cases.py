@@ -7,6 +7,8 @@ A folder of cases has a sub-folder for each with ``case.json`` and the files tha
      "first": "first.png", "references": {"view/left": "view-left.png"}, "speak": "speak.flac", "listen": "listen.flac",
      "truth": {"params": "truth.npy", "character": {...}, "phonemes": [[0.1, 0.2, "a"]], "events": [...]}}
 
+or, where the truth is a recording, ``"truth": {"video": "truth.mp4"}``: then what the instruments read of it is true.
+
 Only ``first`` and one of ``speak``, ``listen`` and ``seconds`` are needed: that is how own photographs and recordings
 are added. Sound and truth start with frame 0 of the video that is asked for; both tracks are as long as it.
 """
@@ -25,7 +27,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from data_pipeline.schema import FPS, PARAM_INDEX, PARAMS, REFERENCES, SAMPLES_PER_FRAME
-from lpm_jax.bench.files import read_picture, write_flac, write_picture
+from lpm_jax.bench.files import copy, read_picture, read_video, write_flac, write_picture
 from lpm_jax.bench.schema import KINDS
 from lpm_jax.errors import InputError, one_line
 from lpm_jax.media import check_prompt, load_audio
@@ -69,6 +71,28 @@ class Truth:
 
 
 @dataclasses.dataclass(frozen=True)
+class Recorded:
+    """A truth of which only the video is known: what was performed is what the instruments read of it."""
+
+    path: Path
+    frames: int
+
+    def video(self) -> Iterator[UInt8[np.ndarray, "frames 128 128 3"]]:
+        """The video at the benchmark's rate and size, a block at a time."""
+        return read_video(self.path, self.frames)
+
+    def as_read(self, read: dict[str, Float[np.ndarray, " frames"]]) -> Truth:
+        """The performance by its readings. What is not read never moves, so that nothing is measured against it."""
+        params = np.zeros((self.frames, len(PARAMS)), np.float32)
+        for name, values in read.items():
+            names = [part for part in PARAMS if part.startswith("brow_")] if name == "brow" else [name]
+            for part in names:
+                if part in PARAM_INDEX:
+                    params[:, PARAM_INDEX[part]] = values
+        return Truth({}, params, (), ())
+
+
+@dataclasses.dataclass(frozen=True)
 class Case:
     """See the module. Tracks are float32 at 24 kHz, full scale 1, ``frames`` times 1,000 samples each."""
 
@@ -81,7 +105,7 @@ class Case:
     references: dict[str, UInt8[np.ndarray, "_ _ 3"]]
     speak: Float[np.ndarray, " samples"]
     listen: Float[np.ndarray, " samples"]
-    truth: Truth | None = None
+    truth: Truth | Recorded | None = None
 
     @property
     def frames(self) -> int:
@@ -146,7 +170,10 @@ def write_case(case: Case, folder: str | Path) -> Path:
     for name in ("speak", "listen"):
         write_flac(here / f"{name}.flac", getattr(case, name))
         data[name] = f"{name}.flac"
-    if case.truth:
+    if isinstance(case.truth, Recorded):
+        data["truth"] = {"video": "truth.mp4"}
+        copy(case.truth.path, here / "truth.mp4")
+    elif case.truth:
         np.save(here / "truth.npy", case.truth.params)
         rest = {k: getattr(case.truth, k) for k in ("character", "phonemes", "events")}
         data["truth"] = {"params": "truth.npy"} | rest
@@ -169,8 +196,7 @@ def read_case(folder: str | Path) -> Case:
     if not isinstance(data, dict) or not isinstance(data.get("first"), str):
         raise InputError(f"{path}: expected an object with 'first', the picture's file name, found none")
     name = str(data.get("id") or here.resolve().name)
-    if not re.fullmatch(r"[\w.-]{1,100}", name) or not name.strip("."):  # it becomes a file's name
-        raise InputError(f"{path}: id: expected letters, digits, '.', '_' and '-', found {name[:80]!r}")
+    check_id(name, f"{path}: id")
     tracks = {k: load_audio(here / data[k]) if data.get(k) else np.zeros(0, np.float32) for k in ("speak", "listen")}
     frames = -(-max(map(len, tracks.values())) // SAMPLES_PER_FRAME)
     if data.get("seconds") is not None:
@@ -203,6 +229,12 @@ def read_case(folder: str | Path) -> Case:
     )
 
 
+def check_id(name: str, where: str) -> None:
+    """Raises InputError for what cannot be a case's name: it becomes a file's."""
+    if not re.fullmatch(r"[\w.-]{1,100}", name) or not name.strip("."):
+        raise InputError(f"{where}: expected letters, digits, '.', '_' and '-', found {name[:80]!r}")
+
+
 def _segments(prompt: Any, seconds: float, path: Path) -> tuple[Segment, ...]:
     if isinstance(prompt, str):
         return (Segment(0.0, seconds, check_prompt(prompt)),)
@@ -216,7 +248,11 @@ def _segments(prompt: Any, seconds: float, path: Path) -> tuple[Segment, ...]:
     return tuple(dataclasses.replace(s, text=check_prompt(s.text)) for s in found)
 
 
-def _read_truth(here: Path, data: dict[str, Any], frames: int) -> Truth:
+def _read_truth(here: Path, data: dict[str, Any], frames: int) -> Truth | Recorded:
+    if isinstance(data.get("video"), str):
+        if not (here / data["video"]).is_file():
+            raise InputError(f"{here / 'case.json'}: truth: expected the video {data['video']!r}, found none")
+        return Recorded(here / data["video"], frames)
     path = here / str(data.get("params", "truth.npy"))
     try:
         params = np.load(path, allow_pickle=False)

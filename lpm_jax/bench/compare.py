@@ -73,6 +73,8 @@ def _mean(values: Sequence[float]) -> float | None:
 def compare(a: Run, b: Run) -> dict[str, Any]:
     """What goes into ``compare.json``. ``InputError`` for runs that did not answer the same questions."""
     same_terms(a, b)
+    if a.data.get("instruments") != b.data.get("instruments"):
+        raise InputError(f"{a.name} and {b.name}: expected runs that the same instruments measured, found others")
     shared = shared_cases(a, b)
     for name in a.metrics:
         if name in b.metrics and a.metrics[name]["better"] != b.metrics[name]["better"]:

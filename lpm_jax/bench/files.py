@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,16 @@ from lpm_jax.media import Mp4Writer, open_source
 from lpm_jax.pictures import load_image
 
 SIZE = 128  # pixels at which everything is measured
+
+
+def copy(source: Path, target: Path) -> None:
+    """A copy of a file, in a folder that is made if missing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and target.samefile(source):
+        return
+    aside = target.with_suffix(".part")
+    shutil.copyfile(source, aside)
+    aside.replace(target)
 
 
 def write_flac(path: Path, samples: Float[np.ndarray, " samples"]) -> None:
@@ -63,8 +74,11 @@ def write_video(
             writer.write(block)
 
 
-def read_video(path: Path, frames: int, block: int = 240) -> Iterator[UInt8[np.ndarray, "block 128 128 3"]]:
-    """``frames`` frames at 24 a second and 128 x 128, a block at a time, from a video of any rate, size and shape.
+def read_video(
+    path: Path, frames: int, block: int = 240, size: int = SIZE
+) -> Iterator[UInt8[np.ndarray, "block size size 3"]]:
+    """``frames`` frames at 24 a second and ``size`` x ``size`` pixels, a block at a time, from a video of any rate,
+    size and shape.
 
     Frame ``i`` is what is shown at ``(i + 1/2) / 24`` seconds; other shapes are cut as pictures are
     (:func:`~lpm_jax.pictures.load_image`). A video that ends earlier by up to a second shows its last frame on.
@@ -82,7 +96,7 @@ def read_video(path: Path, frames: int, block: int = 240) -> Iterator[UInt8[np.n
             out: list[np.ndarray] = []
             made = 0
             try:
-                for picture in _at_rate(box, stream, frames, path):
+                for picture in _at_rate(box, stream, frames, path, size):
                     out.append(picture)
                     made += 1
                     if len(out) == block:
@@ -94,7 +108,7 @@ def read_video(path: Path, frames: int, block: int = 240) -> Iterator[UInt8[np.n
                 yield np.stack(out)
 
 
-def _at_rate(box, stream, frames: int, path: Path) -> Iterator[UInt8[np.ndarray, "128 128 3"]]:
+def _at_rate(box, stream, frames: int, path: Path, size: int) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
     """Each of ``frames`` moments' picture."""
     made, shown, until = 0, None, 0.0
     start = None
@@ -107,7 +121,7 @@ def _at_rate(box, stream, frames: int, path: Path) -> Iterator[UInt8[np.ndarray,
         if made == frames:
             return
         picture = frame.to_ndarray(format="rgb24")
-        shown = picture if picture.shape[:2] == (SIZE, SIZE) else load_image(picture, SIZE, name=str(path))
+        shown = picture if picture.shape[:2] == (size, size) else load_image(picture, size, name=str(path))
         until = frame.time - start + 1 / float(stream.average_rate or FPS)
     if shown is None or frames / FPS - until > 1.0:
         raise InputError(f"{path}: expected {frames / FPS:.2f} s of video, found {until:.2f} s")

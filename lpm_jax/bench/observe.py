@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -16,6 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from data_pipeline.schema import FPS
 from lpm_jax.bench.instruments import trained
 from lpm_jax.bench.instruments.reader import SIZE, Reader
+from lpm_jax.pictures import load_image
 
 CELLS = 8  # a frame's thumbnail: means of 8 x 8 cells
 STRIDE = 6  # frames between two that the embedding looks at
@@ -24,15 +26,16 @@ WINDOW = 12  # frames of the windows whose motion is compared
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """Signals of one video. ``lips`` and ``looks`` are None where their instrument has no weights."""
+    """Signals of one video. What an instrument without weights would see is None, or not in ``read``."""
 
     thumbs: Float[np.ndarray, "frames 8 8 3"]  # mean colours, 0..255
     change: Float[np.ndarray, " frames_less_one"]  # mean absolute change of a pixel to the next frame, 0..255
     detail: Float[np.ndarray, " frames"]  # mean squared step between neighbouring pixels
     read: dict[str, Float[np.ndarray, " frames"]]  # what the readers read, by name
-    features: Float[np.ndarray, "frames features"]  # the reader's layer before its answers
+    features: Float[np.ndarray, "frames features"] | None  # the reader's layer before its answers
     lips: Float[np.ndarray, "frames d"] | None = None  # the synchrony network's view of the mouth
     looks: Float[np.ndarray, "some e"] | None = None  # identity embeddings, every STRIDE frames
+    faces: float | None = None  # share of the frames in which a face was found, where that is asked
 
     def __len__(self) -> int:
         return len(self.thumbs)
@@ -47,7 +50,7 @@ class Observation:
         pick = lambda x: None if x is None else x[index]  # noqa: E731
         looks = None if self.looks is None else self.looks[np.minimum(index[::STRIDE] // STRIDE, len(self.looks) - 1)]
         read = {name: values[index] for name, values in self.read.items()}
-        return Observation(thumbs, change, self.detail[index], read, self.features[index], pick(self.lips), looks)
+        return Observation(thumbs, change, self.detail[index], read, pick(self.features), pick(self.lips), looks)
 
     def fitted(self, frames: int) -> Observation:
         """Cut or repeated from its beginning to ``frames``."""
@@ -59,8 +62,31 @@ class Observation:
         return dataclasses.replace(self, thumbs=self.thumbs + weight * (other.fitted(len(self)).thumbs - self.thumbs))
 
 
-class Instruments:
-    """Every instrument whose weights are there; ``missing`` says in a line each which are not."""
+class Observer:
+    """What looks at videos. ``missing`` says in a line each what cannot be seen."""
+
+    size, block = SIZE, 240  # pixels of frames, and how many are looked at together
+    missing: tuple[str, ...] = ()
+    sync: Any = None  # hears speech as its networks see lips
+    looks: Any = None  # knows who it is
+
+    def introduce(
+        self, pictures: Iterable[UInt8[np.ndarray, "_ _ 3"]]
+    ) -> tuple[list[UInt8[np.ndarray, "128 128 3"]], Float[np.ndarray, "n e"] | None]:
+        """First frames at the size of thumbnails, and who they show (not a number: nobody)."""
+        raise NotImplementedError
+
+    def observe(self, blocks: Iterable[UInt8[np.ndarray, "_ size size 3"]]) -> Observation:
+        """Raises ValueError for a video without frames or of another size."""
+        raise NotImplementedError
+
+    def pixelated(self, seen: Observation) -> Observation:
+        """What would be seen of the thumbnails alone: the floor of picture quality."""
+        raise NotImplementedError
+
+
+class Instruments(Observer):
+    """Every instrument for drawings whose weights are there."""
 
     def __init__(self, reader: Reader, expressions=None, sync=None, looks=None, missing: tuple[str, ...] = ()):
         self.reader, self.expressions, self.sync, self.looks = reader, expressions, sync, looks
@@ -91,14 +117,19 @@ class Instruments:
                 )
         return cls(Reader.load(), **found, missing=tuple(missing))
 
+    def introduce(
+        self, pictures: Iterable[UInt8[np.ndarray, "_ _ 3"]]
+    ) -> tuple[list[UInt8[np.ndarray, "128 128 3"]], Float[np.ndarray, "n e"] | None]:
+        fit = lambda picture: picture if picture.shape[:2] == (SIZE, SIZE) else load_image(picture)  # noqa: E731
+        fitted = [fit(picture) for picture in pictures]
+        return fitted, self.looks.embed(np.stack(fitted)) if self.looks else None
+
     def observe(self, blocks: Iterable[UInt8[np.ndarray, "_ 128 128 3"]]) -> Observation:
-        """Raises ValueError for a video without frames or of another size."""
         parts: list[dict[str, np.ndarray]] = []
         last = None
         seen = 0
         for frames in blocks:
-            joined = frames if last is None else np.concatenate([last, frames])
-            part = {"thumbs": thumbnails(frames), "change": _change(joined), "detail": _detail(frames)}
+            part = looked_at(frames, last)
             reading, part["features"] = self.reader.look(frames)
             part |= {f"read {name}": values for name, values in reading._asdict().items()}
             if self.expressions:
@@ -118,12 +149,18 @@ class Instruments:
         return Observation(**{n: whole[n] for n in names}, read=read, lips=lips, looks=whole.get("looks"))
 
     def pixelated(self, seen: Observation) -> Observation:
-        """What the reader makes of the thumbnails alone: every STRIDE-th frame, the floor of picture quality."""
+        """What the reader makes of them: of every STRIDE-th frame."""
         thumbs = np.round(seen.thumbs[::STRIDE]).clip(0, 255).astype(np.uint8)
         coarse = thumbs.repeat(SIZE // CELLS, 1).repeat(SIZE // CELLS, 2)
         every = np.arange(len(seen)) // STRIDE
         features = self.reader.look(coarse)[1][every]
-        return dataclasses.replace(seen, features=features, detail=_detail(coarse)[every])
+        return dataclasses.replace(seen, features=features, detail=detail_of(coarse)[every])
+
+
+def looked_at(frames: UInt8[np.ndarray, "n h w 3"], last: UInt8[np.ndarray, "1 h w 3"] | None) -> dict[str, np.ndarray]:
+    """What needs no instrument, of a block of frames after the frame ``last``."""
+    joined = frames if last is None else np.concatenate([last, frames])
+    return {"thumbs": thumbnails(frames), "change": _change(joined), "detail": detail_of(frames)}
 
 
 def thumbnails(frames: UInt8[np.ndarray, "n h w 3"], cells: int = CELLS) -> Float[np.ndarray, "n c c 3"]:
@@ -143,7 +180,9 @@ def _change(frames: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, " n_less_
     return np.array([np.abs(b.astype(np.int16) - a).mean() for a, b in pairs], np.float64)
 
 
-def _detail(frames: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, " n"]:
+def detail_of(frames: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, " n"]:
+    """Mean squared step between neighbouring pixels of each frame."""
+
     def one(frame: np.ndarray) -> float:
         x = frame.astype(np.float32)
         return float(np.mean(np.diff(x, axis=0) ** 2) + np.mean(np.diff(x, axis=1) ** 2))

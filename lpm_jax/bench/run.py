@@ -3,6 +3,7 @@
     python -m lpm_jax.bench run --model toy --suite small --out runs/bench
     python -m lpm_jax.bench run --videos FOLDER --name theirs --suite small --out runs/theirs
     python -m lpm_jax.bench run --cases FOLDER --out runs/mine
+    python -m lpm_jax.bench run --videos FOLDER --cases FOLDER --instruments real --weights ONNX --out runs/real
 
 Videos that are already in the folder are kept: a run that was stopped goes on with the same command. ``--model truth``
 plays the true video: what the instruments can show at best.
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lpm_jax.bench.cases import Case, Cases, find_cases
+from lpm_jax.bench.cases import Case, Cases, Recorded, find_cases
 from lpm_jax.bench.schema import SCHEMA
 from lpm_jax.bench.suites import SUITES, specs
 from lpm_jax.errors import ArgumentParser, InputError
@@ -39,6 +40,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--name", help="what to call the model in results (default: the model's or folder's name)")
     add("--chunk", type=int, help="frames that the system makes at a time (default: the model's; for --videos 12)")
     add("--seed", type=int, default=0, help="of the model's noise")
+    add("--instruments", default="drawn", choices=("drawn", "real"), help="made for drawings or for real faces")
+    add("--weights", type=Path, metavar="DIR", help="ONNX files of the instruments for real faces (docs/bench.md)")
     args = parser.parse_args(argv)
     if not 0 <= args.seed < 2**31:
         raise InputError(f"--seed: expected 0 to {2**31 - 1}, found {args.seed}")
@@ -48,6 +51,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise InputError(f"--out: expected a folder, found the file {str(args.out)!r}")
     if args.videos is not None and not args.videos.is_dir():
         raise InputError(f"--videos: expected a folder of MP4 files, found none at {str(args.videos)!r}")
+    if (args.weights is None) != (args.instruments == "drawn"):
+        found = "none" if args.weights is None else "them for drawn ones"
+        raise InputError(f"--weights: expected a folder of ONNX files with --instruments real, found {found}")
     specs(args.suite) if args.cases is None else find_cases(args.cases)
     if args.videos is None and args.model != "truth":
         from lpm_jax.pretrained import locate
@@ -76,6 +82,7 @@ def load_cases(suite: str, folder: Path | None, out: Path) -> Cases:
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
+    instruments = load_instruments(args.weights)
     pipeline, chunk = None, args.chunk or 12
     if args.videos is None and args.model != "truth":
         pipeline = _pipeline(args.model)
@@ -84,12 +91,27 @@ def main(argv: list[str]) -> int:
     suite = args.cases.resolve().name if args.cases else args.suite
     if args.videos is None:
         claim(args.out, {"model": name, "weights": fingerprint(args.model), "suite": suite, "seed": args.seed})
-    results = run(args.out, load_cases(args.suite, args.cases, args.out), pipeline, args.videos, args.seed, chunk)
+    cases = load_cases(args.suite, args.cases, args.out)
+    results = run(args.out, cases, pipeline, args.videos, args.seed, chunk, instruments)
     source = f"--videos {name}" if args.videos else f"--model {name}"
     command = f"python -m lpm_jax.bench run {source} --suite {suite} --seed {args.seed}"
     head = {"schema": SCHEMA, "suite": suite, "model": name, "seed": args.seed, "command": command}
+    if args.weights:
+        head["command"] += f" --instruments real --weights {args.weights.resolve().name}"
+        head["instruments"] = instruments.fingerprints()
     finish(args.out, head, results)
     return 0
+
+
+def load_instruments(weights: Path | None = None):
+    """The bundled instruments, or those for real faces. Raises InputError where there are none."""
+    if weights is None:
+        from lpm_jax.bench.observe import Instruments
+
+        return Instruments.load()
+    from lpm_jax.bench.instruments.real.observe import RealInstruments
+
+    return RealInstruments(weights)
 
 
 def claim(out: Path, maker: dict[str, Any]) -> None:
@@ -124,18 +146,23 @@ def fingerprint(model: str) -> str:
 
 
 def run(
-    out: Path, cases: Sequence[Case], pipeline: Any, videos: Path | None = None, seed: int = 0, chunk: int = 12
+    out: Path,
+    cases: Sequence[Case],
+    pipeline: Any,
+    videos: Path | None = None,
+    seed: int = 0,
+    chunk: int = 12,
+    instruments: Any = None,
 ) -> dict[str, Any]:
     """Makes or finds the videos, writes the true ones beside them and scores all; ``metrics`` and ``cases``.
 
     Without a pipeline and without ``videos`` the true video plays.
     """
-    from lpm_jax.bench.files import read_video, write_video
-    from lpm_jax.bench.observe import Instruments
+    from lpm_jax.bench.files import copy, read_video, write_video
     from lpm_jax.bench.perform import find_videos, perform
     from lpm_jax.bench.score import score_cases, summary
 
-    instruments = Instruments.load()
+    instruments = instruments or load_instruments()
     for line in instruments.missing:
         print(f"note: {line}", file=sys.stderr)
     given = find_videos(videos, [case.id for case in cases]) if videos else {}
@@ -145,16 +172,21 @@ def run(
         cases = Cases([cases.folders[i] for i in chosen]) if isinstance(cases, Cases) else [cases[i] for i in chosen]
     for case in progress(cases, "videos"):
         true, path = out / "truth" / f"{case.id}.mp4", out / "videos" / f"{case.id}.mp4"
-        if case.truth and not true.exists():
+        recorded = case.truth.path if isinstance(case.truth, Recorded) else None
+        if recorded and not true.exists():
+            copy(recorded, true)
+        elif case.truth and not true.exists():
             write_video(true, case.truth.video(), case.speak)
-        if case.id in given:
-            _copy(given[case.id], path)
+        if case.id in given or (recorded and pipeline is None):
+            copy(given.get(case.id, recorded), path)
         elif not path.exists():
             blocks = perform(pipeline, case, seed) if pipeline else _true_blocks(case)
             write_video(path, blocks, case.speak)
 
     def opened(folder: str):
-        return lambda case: read_video(out / folder / f"{case.id}.mp4", case.frames)
+        return lambda case: read_video(
+            out / folder / f"{case.id}.mp4", case.frames, instruments.block, instruments.size
+        )
 
     scored = score_cases(cases, opened("videos"), opened("truth"), instruments, chunk)
     found = list(progress(_Sized(scored, cases), "scores"))
@@ -199,12 +231,3 @@ def _true_blocks(case: Case):
     if case.truth is None:
         raise InputError(f"--model truth: expected cases with a truth, found {case.id} without")
     return case.truth.video()
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and target.samefile(source):
-        return
-    aside = target.with_suffix(".part")
-    aside.write_bytes(source.read_bytes())
-    aside.replace(target)

@@ -12,6 +12,8 @@
 bootstrap interval over cases, ``n`` the cases it is of. ``effect`` is Cohen's d of the true video against the floor,
 positive where the metric tells them apart in the right direction. ``ceiling`` is the true video through the same
 instruments, ``floor`` what each metric's entry in docs/bench.md says; both are null where a case has no truth.
+Where instruments for real faces measured, ``instruments`` has their files and the beginnings of their SHA-256: only
+runs with the same ones compare.
 """
 
 from __future__ import annotations

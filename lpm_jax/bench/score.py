@@ -7,16 +7,17 @@ that speaks, a first frame that stays, frames or chunks in a random order, a cha
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from lpm_jax.bench.cases import Case
+from lpm_jax.bench.cases import Case, Recorded
 from lpm_jax.bench.metrics import Context, Scores, scores
 from lpm_jax.bench.metrics.identity import picture_colours
-from lpm_jax.bench.observe import STRIDE, WINDOW, Instruments, Observation
+from lpm_jax.bench.observe import STRIDE, WINDOW, Observation, Observer
 from lpm_jax.bench.schema import METRICS
 from lpm_jax.bench.statistics import Moments, bootstrap, effect, frechet_stat
 
@@ -69,12 +70,20 @@ def about(case: Case) -> dict[str, Any]:
 
 
 def score_cases(
-    cases: Sequence[Case], made: Open, truth: Open, instruments: Instruments, chunk: int = 12
+    cases: Sequence[Case], made: Open, truth: Open, instruments: Observer, chunk: int = 12
 ) -> Iterator[Scored]:
     """Scores of every case that has a video, in order. ``truth`` is only opened for cases that have one."""
-    kinds, known, pictures = zip(*((c.kind, c.truth is not None, _fit(c.first)) for c in cases), strict=True)
+    kinds, known = [], []
+
+    def firsts() -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        for case in cases:
+            kinds.append(case.kind)
+            known.append(case.truth is not None)
+            yield case.first
+
+    pictures, looks = instruments.introduce(firsts())
     colours = np.stack([picture_colours(picture.astype(np.float64)) for picture in pictures])
-    looks = instruments.looks.embed(np.stack(pictures)) if instruments.looks else None
+    somebody = np.ones(len(cases), bool) if looks is None else np.isfinite(looks).all(1)
     partners = partners_of(kinds, known)
     speaker = next((i for i in range(len(cases)) if kinds[i] == "speaking" and known[i]), None)
     kept: dict[int, Observation] = {}
@@ -92,17 +101,21 @@ def score_cases(
             truth=None,
             colours=colours[i],
             others=colours[others],
-            look=None if looks is None else looks[i],
-            other_looks=None if looks is None else looks[others],
+            look=looks[i] if looks is not None and somebody[i] else None,
+            other_looks=None if looks is None else looks[others & somebody],
             heard=instruments.sync.hear(case.speak) if instruments.sync else None,
             chunk=chunk,
         )
         seen = instruments.observe(made(case))
+        if seen.faces is not None and seen.faces < 0.5:
+            print(f"note: {case.id}: a face in only {100 * seen.faces:.0f} % of the frames", file=sys.stderr)
         if case.truth is None:
             yield Scored(about(case), scores(case, seen, context), {}, {}, {})
             continue
         keep = [i, partners[i], kinds.index(case.kind), *([] if speaker is None else [speaker])]
         true = true_video(i, keep)
+        if isinstance(case.truth, Recorded):
+            case = dataclasses.replace(case, truth=case.truth.as_read(true.read))
         context = dataclasses.replace(context, truth=true)
         another = true_video(partners[i], keep) if partners[i] != i else None
         talking = true_video(speaker, keep) if speaker is not None and speaker != i else another
@@ -128,7 +141,7 @@ def partners_of(kinds: Sequence[str], known: Sequence[bool]) -> list[int]:
 
 
 def defects(
-    true: Observation, another: Observation | None, speaker: Observation | None, chunk: int, instruments: Instruments
+    true: Observation, another: Observation | None, speaker: Observation | None, chunk: int, instruments: Observer
 ) -> dict[str, Observation]:
     """The true video with each of the planted defects."""
     n = len(true)
@@ -155,7 +168,9 @@ def defects(
 
 def moments_of(seen: Observation, half: int | None = None) -> dict[str, Moments]:
     """Of single pictures: the reader's features. Of half seconds: their mean, and how much they change. ``half`` (0 or
-    1) takes every other half second."""
+    1) takes every other half second. Nothing where there are no features."""
+    if seen.features is None:
+        return {}
     count = len(seen) // WINDOW
     windows = seen.features[: count * WINDOW].reshape(count, WINDOW, -1)
     windows = windows if half is None else windows[half::2]
@@ -172,7 +187,7 @@ def summary(scored: Sequence[Scored]) -> dict[str, dict[str, Any]]:
     for name, metric in METRICS.items():
         result, floor, ceiling = ([getattr(s, k).get(name) for s in scored] for k in ("scores", "floor", "ceiling"))
         if name.startswith("frechet"):
-            stats = _distances([s.moments for s in scored if s.moments], name)
+            stats = _distances([s.moments for s in scored if name in s.moments.get("result", {})], name)
             difference = None
         else:
             stats = {"result": bootstrap(result), "floor": bootstrap(floor), "ceiling": bootstrap(ceiling)}
@@ -193,9 +208,3 @@ def _distances(moments: Sequence[dict[str, dict[str, Moments]]], name: str) -> d
         "floor": frechet_stat(by[FLOORS[name]], by["ceiling"]),
         "ceiling": frechet_stat(by["even"], by["odd"]),
     }
-
-
-def _fit(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "128 128 3"]:
-    from lpm_jax.pictures import load_image
-
-    return picture if picture.shape[:2] == (128, 128) else load_image(picture)

@@ -98,6 +98,7 @@ def test_only_shared_cases_and_metrics_count(folders):
         (lambda d: d.update(suite="long"), "a and b: expected runs of one suite, found 'small' and 'long'"),
         (lambda d: d.update(seed=1), "a and b: expected runs of one seed, found 0 and 1"),
         (lambda d: d.update(schema=3), "schema: expected 1, found 3"),
+        (lambda d: d.update(instruments={"rtmw.onnx": "0" * 16}), "expected runs that the same instruments measured"),
         (lambda d: [c.update(id=f"x{i}") for i, c in enumerate(d["cases"])], "cases in common, found none"),
         (lambda d: d["metrics"]["lip_r"].update(better="lower"), "lip_r: expected one direction that is better"),
     ],

@@ -22,17 +22,18 @@ def scores(case: Case, seen: Observation, context: Context) -> Scores:
     names = ("nod_f1", "nod_error", "listen_r", "smile_f1", "brow_f1", "mouth_still")
     out: Scores = dict.fromkeys(names)
     still = silent(case)
-    if still.sum() >= FPS // 2:
+    if still.sum() >= FPS // 2 and "aperture" in seen.read:
         out["mouth_still"] = seen.read["aperture"][still].mean()
     if case.truth is None or np.abs(case.listen).max(initial=0) < 1e-2:
         return out
-    truth, read = case.truth["pitch"], seen.read["pitch"]
-    wanted, found = events(truth, NOD), events(read, NOD)
-    if wanted:
-        out["nod_f1"] = f1(wanted, found)
-        out["nod_error"] = np.mean([min([abs(w - f) for f in found] + [SEARCH]) for w in wanted])
-    if truth.std() > 0.8:
-        out["listen_r"] = max(pooled_correlation([read], [truth], lag) for lag in (-1, 0, 1))
+    if "pitch" in seen.read:
+        truth, read = case.truth["pitch"], seen.read["pitch"]
+        wanted, found = events(truth, NOD), events(read, NOD)
+        if wanted:
+            out["nod_f1"] = f1(wanted, found)
+            out["nod_error"] = np.mean([min([abs(w - f) for f in found] + [SEARCH]) for w in wanted])
+        if truth.std() > 0.8:
+            out["listen_r"] = max(pooled_correlation([read], [truth], lag) for lag in (-1, 0, 1))
     if "smile" in seen.read:
         out["smile_f1"] = _expression_f1(case.truth["smile"], seen.read["smile"], SMILE)
     if "brow" in seen.read:

@@ -23,7 +23,7 @@ def scores(case: Case, seen: Observation, context: Context) -> Scores:
     if seen.lips is not None and context.heard is not None:
         out["sync_c"], out["sync_d"], lag = synchrony(seen.lips, context.heard)
         out["sync_offset"] = abs(lag)
-    if case.truth is None or case.truth["aperture"].std() < 0.05:
+    if case.truth is None or "aperture" not in seen.read or case.truth["aperture"].std() < 0.05:
         return out
     truth, read = case.truth["aperture"], seen.read["aperture"]
     out["lip_r"] = max(pooled_correlation([read], [truth], lag) for lag in (-1, 0, 1))

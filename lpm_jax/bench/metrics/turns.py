@@ -15,7 +15,7 @@ SHUT = 0.1  # opening below which a mouth is shut
 
 
 def scores(case: Case, seen: Observation, context: Context) -> Scores:
-    stops = stops_of(case)
+    stops = stops_of(case) if "aperture" in seen.read else []
     delays = [delay(seen, stop) for stop in stops]
     return {"stop_delay": np.mean(delays) if delays else None}
 
