@@ -14,6 +14,7 @@ from lpm_jax.config import Config
 from lpm_jax.errors import InputError
 from lpm_jax.flops import Workload
 
+DUELS = ("online.dmd_off", "online.dmd_on", "online.refine")  # stages in which a critic learns as well
 CHUNK = "chunk"  # the "stage" that is the streaming step
 KERNELS = {"tpu": "splash", "cpu": "xla"}  # self-attention, by compiler
 
@@ -57,7 +58,7 @@ def build(config: Config, stage: str, mesh: Any) -> Program:
     from lpm_jax.training.abstract import train_program
 
     fn, args = train_program(config, stage, mesh)
-    return Program(fn, args, ("state", "batch", "batch"))
+    return Program(fn, args, ("state", "fixed", "batch", "batch") if len(args) == 4 else ("state", "batch", "batch"))
 
 
 def workload(config: Config, stage: str) -> Workload:
@@ -83,12 +84,44 @@ def workload(config: Config, stage: str) -> Workload:
 def model_flops(config: Config, stage: str) -> int:
     """Operations that a step needs, on all devices: forward passes, and twice as much for gradients; recomputing is not
     counted, and attention is counted where it is allowed (references see only references)."""
+    if stage in DUELS:
+        return duel_flops(config, stage)
     work = workload(config, stage)
     tokens, frames = work.height * work.width, work.frames + work.references
     dense = 4 * work.batch * frames * (frames + work.context) * tokens**2 * config.dit.width * config.dit.depth
     linear = flops.total(flops.costs(config.dit, work)).flops - dense
     passes = len(config.stream.levels) if stage == CHUNK else 6 if causal(stage) else 3
     return passes * (linear + attention_flops(config, stage))
+
+
+def duel_flops(config: Config, stage: str) -> int:
+    """Of a distillation step in which student and critic learn. Each makes its own samples: on policy a rollout of mean
+    length through the streaming step, off policy a causal window. The student's is then judged once by the critic, and
+    by the teacher once for each term of its guidance; the critic learns its own."""
+    from lpm_jax.base.sampler import guidance
+    from lpm_jax.training.distill import guided
+
+    distill, stream, b = config.distill, config.stream, config.train.batch
+    terms = len(guidance(guided(config).sample))
+
+    def passes(config: Config, stage: str) -> int:
+        work = workload(config, stage)
+        tokens, frames = work.height * work.width, work.frames + work.references
+        dense = 4 * work.batch * frames * (frames + work.context) * tokens**2 * config.dit.width * config.dit.depth
+        return flops.total(flops.costs(config.dit, work)).flops - dense + attention_flops(config, stage)
+
+    if stage == "online.dmd_off":
+        window = passes(config, "base.identity")
+        return window * (3 + 1 + terms) + window * (1 + 3)
+    short = dataclasses.replace(config.train, latents=distill.gradient * stream.chunk)
+    window = passes(dataclasses.replace(config, train=short), "base.identity")
+    backbone = len(stream.levels) + (stream.history == "clean")
+    refiner = 1 + (stream.refiner_history == "clean") if stage == "online.refine" else 0
+    chunks = (distill.rollout + distill.gradient) / 2
+    chunk = b * passes(config, CHUNK)
+    gradients = 2 * distill.gradient * (1 if refiner else len(stream.levels))
+    made = chunk * (2 * chunks * (backbone + refiner) + gradients)
+    return round(made) + window * (1 + terms + 3)
 
 
 def causal(stage: str) -> bool:

@@ -18,20 +18,21 @@ from jax.sharding import Mesh
 
 from lpm_jax import sharding
 from lpm_jax.config import Config
-from lpm_jax.models import conditions
+from lpm_jax.models import conditions, vae
 from lpm_jax.models.audio import STRIDE
+from lpm_jax.training import distill, duel, ode, online, trajectories
 from lpm_jax.training.flow_matching import CAUSAL, frozen, make_loss
-from lpm_jax.training.state import TrainState
 from lpm_jax.training.step import Program, make_program
 
 
-def batch_shapes(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of ``config.train`` as the loader makes it (``data_pipeline/loader.py``), each clip on its devices.
+def batch_shapes(config: Config, mesh: Mesh, frames: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of ``config.train`` as the loader makes it (``data_pipeline/loader.py``), each clip on its devices;
+    windows of ``frames`` latent frames, by default ``train.latents``.
 
     Large models' text comes encoded: 4 MB a clip instead of a 5.7 B encoder beside the step.
     """
     train = config.train
-    b, frames, (height, width) = train.batch, train.latents, config.cells
+    b, frames, (height, width) = train.batch, frames or train.latents, config.cells
     refs = 3 if train.extra_references else 2
     sound = (
         conditions.history_tokens(config.audio) + STRIDE * frames,
@@ -56,8 +57,9 @@ def batch_shapes(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct((b, *shape), dtype, sharding=where) for name, (shape, dtype) in shapes.items()}
 
 
-def train_program(config: Config, stage: str, mesh: Mesh) -> tuple[Callable, tuple[TrainState, dict, jax.Array]]:
-    """The jitted step of ``stage`` on ``mesh`` and its abstract arguments: state, batch and key.
+def train_program(config: Config, stage: str, mesh: Mesh) -> tuple[Callable, tuple]:
+    """The jitted step of ``stage`` on ``mesh`` and its abstract arguments: state, batch and key; in a duel
+    (``duel.py``) the step in which both networks learn, and, after the state, the networks that stay as they are.
 
     ``config`` is the stage's own (``config.for_stage``), with the batch, remat and backend that are meant.
 
@@ -65,11 +67,31 @@ def train_program(config: Config, stage: str, mesh: Mesh) -> tuple[Callable, tup
       InputError: something does not divide over the mesh.
     """
     sharding.check(mesh, config.dit, config.train.batch // config.train.accumulate, math.prod(config.grid))
-    program = abstract_program(config, mesh)
-    step = program.step(make_loss(config, stage in CAUSAL, config.train.token_keep))
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
-    return step, (program.state, batch_shapes(config, mesh), key)
+    if stage in distill.STAGES:
+        program = abstract_duel(config, stage, mesh)
+        step = program.program(distill.make_duel(config, stage, both=True))
+        frames = online.window_latents(config, stage)
+        return step, (program.state, program.fixed, batch_shapes(config, mesh, frames), key)
+    program = abstract_program(config, mesh)
+    batch = batch_shapes(config, mesh)
+    if stage == online.ODE:
+        b, frames, *cells = batch["latents"].shape
+        states = (b, len(trajectories.kept_levels(config)), frames, *cells)
+        batch["states"] = jax.ShapeDtypeStruct(states, jnp.float16, sharding=sharding.batch_sharding(mesh))
+        step = program.step(ode.make_loss(config))
+    else:
+        step = program.step(make_loss(config, stage in CAUSAL, config.train.token_keep))
+    return step, (program.state, batch, key)
+
+
+def abstract_duel(config: Config, stage: str, mesh: Mesh) -> duel.Program:
+    """The :class:`lpm_jax.training.duel.Program` of a distillation stage. Networks that stay are in ``train.dtype``."""
+    shapes = conditions.abstract(config)
+    fixed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.train.dtype), shapes)
+    coder = vae.abstract(config.vae) if stage == distill.OFF and config.distill.perceptual else None
+    return online.Players(stage, config, fixed, fixed, coder).program(conditions.axes(config), config, mesh)
 
 
 def abstract_program(config: Config, mesh: Mesh) -> Program:

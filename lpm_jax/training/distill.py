@@ -109,6 +109,12 @@ def make_off_policy(config: Config) -> Callable[[dict, dict, Array], Made]:
     return make
 
 
+def guided(config: Config) -> Config:
+    """``config`` whose sampler has the teacher's guidance."""
+    scales = {"text_scale": config.distill.text_scale, "audio_scale": config.distill.audio_scale}
+    return dataclasses.replace(config, sample=dataclasses.replace(config.sample, **scales))
+
+
 def judge_window(config: Config, batch: dict) -> dict:
     """``batch`` with the ids that stand for no text."""
     text = batch["text"]
@@ -124,10 +130,6 @@ def make_duel(config: Config, stage: str, both: bool, trajectories: bool = False
     config = student_config(stage, config)
     distill = config.distill
     make = make_off_policy(config) if stage == OFF else make_on_policy(config)
-    guided = dataclasses.replace(
-        config,
-        sample=dataclasses.replace(config.sample, text_scale=distill.text_scale, audio_scale=distill.audio_scale),
-    )
 
     def networks(params: dict, fixed: dict) -> dict:
         full = whole(fixed.get("student"), params)
@@ -152,7 +154,7 @@ def make_duel(config: Config, stage: str, both: bool, trajectories: bool = False
         noisy = add_noise(stopped, jax.random.normal(k_noise, x.shape), level)
         critic = in_dtype(config, whole(fixed.get("teacher"), critic))
         fake = Denoiser(config, critic, window, frames)(noisy, level)
-        real = Guided(guided, in_dtype(config, fixed["teacher"]), window, frames)(noisy, level)
+        real = Guided(guided(config), in_dtype(config, fixed["teacher"]), window, frames)(noisy, level)
         fake, real = jax.lax.stop_gradient((fake, real))
         loss = dmd.matching_loss(x, real, fake, weights(params, made.window))
         metrics = {"apart": jnp.mean(jnp.abs(fake - real)), "from_teacher": jnp.mean(jnp.abs(stopped - real))}

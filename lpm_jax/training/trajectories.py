@@ -10,7 +10,6 @@ each of :func:`kept_levels`.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import shutil
@@ -28,7 +27,7 @@ from lpm_jax.base.sampler import Guided, levels
 from lpm_jax.config import Config
 from lpm_jax.models import dit
 from lpm_jax.progress import progress
-from lpm_jax.training.distill import in_dtype, judge_window
+from lpm_jax.training.distill import guided, in_dtype, judge_window
 
 
 def kept_levels(config: Config) -> tuple[float, ...]:
@@ -45,13 +44,7 @@ def trajectory(config: Config, params: dict, batch: dict, key: Array) -> tuple[A
     """A window's end ``[b, frames, h, w, c]`` and its states ``[b, levels, frames, h, w, c]``."""
     steps = grid(config)
     b, frames = batch["latents"].shape[:2]
-    guided = dataclasses.replace(
-        config,
-        sample=dataclasses.replace(
-            config.sample, text_scale=config.distill.text_scale, audio_scale=config.distill.audio_scale
-        ),
-    )
-    denoise = Guided(guided, in_dtype(config, params), judge_window(config, batch), frames)
+    denoise = Guided(guided(config), in_dtype(config, params), judge_window(config, batch), frames)
     shape = dit.patchify(config.dit, batch["latents"]).shape
     noise = jax.random.normal(key, shape)
 

@@ -1,0 +1,147 @@
+"""Distillation from end to end on a cache of random latents: every stage, its files, and the model that comes out."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lpm_jax import pretrained
+from lpm_jax.base.sampler import Guided, integrate
+from lpm_jax.checkpoint import load_weights, save_weights
+from lpm_jax.config import DistillConfig, StreamConfig
+from lpm_jax.errors import InputError
+from lpm_jax.flow import add_noise
+from lpm_jax.models import conditions, dit
+from lpm_jax.pipeline import Pipeline
+from lpm_jax.training import distill, latents, online, stages, trajectories
+from lpm_jax.training.loop import run_stage
+from tests import tiny
+from tests.scaling import fake
+from tests.training.clips import batch_of
+
+STAGE = {
+    "batch": 2, "latents": 6, "steps": 2, "warmup": 0, "log_every": 1, "save_every": 2, "validate_every": 2,
+    "token_keep": 1.0, "optimizer": "adamw", "learning_rate": 1e-3,
+}  # fmt: skip
+CONFIG = dataclasses.replace(
+    fake.config(),
+    stream=StreamConfig(chunk=2, sink=1, window=1, refine=0.3),
+    distill=DistillConfig(
+        rollout=3, gradient=2, switch=0.5, perceptual=0.5, windows=4, generator_every=2, critic_learning_rate=1e-3,
+        text_scale=2.0, audio_scale=1.5,
+    ),
+    stages={name: STAGE for name in stages.ORDER[3:]},
+)  # fmt: skip
+
+
+def weights(config, seed=0) -> dict:
+    return tiny.fill(conditions.abstract(config), seed)
+
+
+@pytest.fixture
+def workdir(tmp_path, monkeypatch):
+    folder = fake.workdir(tmp_path / "run")
+    cache = fake.cache(tmp_path / "clips")
+    monkeypatch.setattr(latents, "build", lambda *_: cache)
+    for name, seed in (("base.identity", 0), ("online.causal", 1)):
+        save_weights(folder / name / "weights", "model", weights(CONFIG, seed))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_whole_recipe(workdir, tmp_path):
+    start = load_weights(workdir / "online.causal" / "weights", "model")
+    for stage in online.STAGES:
+        stages.run(stage, CONFIG.for_stage(stage), workdir)
+        lines = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
+        last = {k: v for line in lines for k, v in line.items()}
+        assert np.isfinite(last["loss"]) and "skipped" not in last
+        if stage != online.ODE:
+            assert last["student/apart"] >= 0 and np.isfinite(last["critic/x0"])
+            assert ("student/perceptual" in last) == (stage == distill.OFF)
+        assert (workdir / stage / "validation" / "000002" / "sheet.png").is_file()
+        made = load_weights(workdir / stage / "weights", "model")
+        assert ("refiner" in made) == (stage == distill.REFINE)
+        learned = made["refiner"] if stage == distill.REFINE else made["dit"]
+        change = np.abs(learned["head"]["projection"]["kernel"] - start["dit"]["head"]["projection"]["kernel"]).max()
+        assert change > 1e-4
+        if stage == distill.REFINE:  # the Backbone is as it was
+            for a, b in zip(jax.tree.leaves(made["dit"]), jax.tree.leaves(start["dit"]), strict=True):
+                np.testing.assert_array_equal(a, b)
+        start = made
+    # The pair as a model that streams.
+    params = {name: jnp.asarray(x) if not isinstance(x, dict) else x for name, x in start.items()}
+    pretrained.save(tmp_path / "model", CONFIG, params | {"vae": tiny.params()["vae"]}, jnp.float32)
+    assert (tmp_path / "model" / "refiner-00001-of-00001.safetensors").is_file()
+    pipe = Pipeline.from_pretrained(tmp_path / "model")
+    chunks = list(pipe.stream(tiny.picture(), audio=tiny.sound(24_000), seed=0, num_inference_steps=3))
+    assert sum(len(c.frames) for c in chunks) == 24
+    plain = dataclasses.replace(CONFIG, stream=dataclasses.replace(CONFIG.stream, refine=0.0))
+    rest = {name: x for name, x in pipe.params.items() if name != "refiner"}
+    other = list(Pipeline(plain, rest).stream(tiny.picture(), audio=tiny.sound(24_000), seed=0))
+    assert np.abs(other[0].frames.astype(int) - chunks[0].frames).max() > 1  # the Refiner does something
+
+
+@pytest.mark.slow
+def test_low_rank_changes_alone_are_trained_and_kept(workdir):
+    config = dataclasses.replace(CONFIG, distill=dataclasses.replace(CONFIG.distill, lora=2))
+    stage = online.make_stage(distill.ON, "online.causal", config.for_stage(distill.ON), workdir)
+    assert {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(stage.params)} == {"a", "b"}
+    made = run_stage(stage, config.for_stage(distill.ON), workdir)
+    start = weights(config, 1)
+    assert jax.tree.structure(made) == jax.tree.structure(start)
+    heads = [x["dit"]["head"]["projection"]["kernel"] for x in (made, start)]
+    np.testing.assert_array_equal(*heads)
+    kernels = [x["dit"]["blocks"]["speak"]["ffn_in"]["kernel"] for x in (made, start)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-5
+
+
+def test_trajectories_go_from_noise_to_the_sample():
+    """Each kept state lies between the noise and the next ones as the flow says, and the end is the sampler's."""
+    config = CONFIG.for_stage("online.ode")
+    config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, steps=3, shift=1.0))
+    assert trajectories.kept_levels(config) == (1.0, 0.5, 0.3)
+    grid = trajectories.grid(config)
+    np.testing.assert_allclose(grid, [1, 2 / 3, 0.5, 1 / 3, 0.3, 0], atol=1e-6)
+    params, batch = weights(config), batch_of(config, 6)
+    end, states = jax.jit(lambda p, b: trajectories.trajectory(config, p, b, jax.random.key(0)))(params, batch)
+    assert end.shape == (2, 6, 4, 4, 8) and states.shape == (2, 3, 6, 4, 4, 8)
+    noise = jax.random.normal(jax.random.key(0), (2, 6, 4, 32))
+    denoise = Guided(distill.guided(config), params, distill.judge_window(config, batch), 6)
+    np.testing.assert_allclose(dit.patchify(config.dit, states[:, 0]), noise, atol=1e-6)
+    want = jax.jit(lambda n: integrate(denoise, n, grid, jnp.ones((2, 6))))(noise)
+    np.testing.assert_allclose(dit.patchify(config.dit, end), want, atol=1e-4)
+    half = jax.jit(lambda n: integrate(denoise, n, grid[:3], jnp.ones((2, 6))))(noise)
+    np.testing.assert_allclose(dit.patchify(config.dit, states[:, 1]), half, atol=1e-4)
+    assert float(jnp.std(add_noise(want, noise, jnp.full((2, 6), 0.5)))) > 0.3
+
+
+@pytest.mark.parametrize(
+    "stage, changes, message",
+    [
+        (distill.ON, {"distill": {"rollout": 7}}, "--distill.rollout: expected windows of up to 12 latent frames"),
+        (distill.REFINE, {"stream": {"refine": 0.0}}, "--stream.refine: expected T2"),
+        (online.ODE, {"train": {"latents": 7}}, "--train.latents: expected whole chunks of 2, found 7"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(stage, changes, message):
+    config = CONFIG.for_stage(stage)
+    for part, values in changes.items():
+        config = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **values)})
+    with pytest.raises(InputError, match=message):
+        online.check(config, stage, 12)
+
+
+def test_a_missing_teacher_is_named(workdir):
+    config = dataclasses.replace(CONFIG, distill=dataclasses.replace(CONFIG.distill, teacher="base.speak"))
+    with pytest.raises(InputError, match="expected the finished weights of base.speak, found none"):
+        online.make_stage(distill.ON, "online.causal", config.for_stage(distill.ON), workdir)
+
+
+def test_distill_settings():
+    for wrong in ({"low": 0.9, "high": 0.1}, {"rollout": 2, "gradient": 3}, {"generator_every": 0}, {"windows": 0}):
+        with pytest.raises(InputError, match=r"distill\."):
+            DistillConfig(**wrong)
