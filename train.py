@@ -15,13 +15,13 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a Python file with get_config(), such as configs/toy.py")
     parser.add_argument(
-        "--stage", required=True, help="vae, base.speak, base.listen, base.identity, online.causal, all"
+        "--stage", required=True, help="all, or one of the config's: vae, base.*, online.* (docs/training.md)"
     )
     parser.add_argument("--workdir", required=True, type=Path, help="where checkpoints, curves and sheets go")
     parser.add_argument("--distributed", action="store_true", help="one of several processes (Slurm and GKE are seen)")
     args, rest = parser.parse_known_args()
     config = load_config(args.config)
-    stages = list(config.stages) if args.stage == "all" else [args.stage]
+    stages = list(config.recipe or config.stages) if args.stage == "all" else [args.stage]
     runs = [(stage, override(config.for_stage(stage), rest)) for stage in stages]  # refuse bad options before any work
     if not Path(config.data if not rest else runs[0][1].data).is_dir():
         raise InputError(

@@ -12,6 +12,9 @@ umT5-XXL 5.68 B, the VAE 0.127 B, wav2vec 2.0 base 0.094 B, adapters of sound 0.
 Cost (analytic, ``docs/models.md``): a pass over one second at 480p, 6 latent frames of 30 x 52 patches, is 0.32 PFLOP.
 AdamW in float32 needs 279 GB for weights, gradients and both moments, before any activation.
 
+The paper's Online pair, a cache for each evaluation and a Refiner, is ``--stream.history each --stream.refine 0.25``
+(T2 is ours); distillation is in docs/distillation.md.
+
 Expected result: an import without references gives Wan's own output (float32, relative error below 1e-4, tested on
 small models of the same layout). No stage has been trained at this size, so there is no quality to expect yet.
 """
@@ -19,6 +22,7 @@ small models of the same layout). No stage has been trained at this size, so the
 from lpm_jax.config import (
     AudioConfig,
     Config,
+    DistillConfig,
     DiTConfig,
     FlowConfig,
     MeshConfig,
@@ -33,6 +37,11 @@ from lpm_jax.config import (
 
 
 def get_config() -> Config:
+    # Self-Forcing's: 600 updates of the student, a critic's five each, a global batch of 64.
+    dmd = {
+        "extra_references": 0.3, "batch": 64, "steps": 3000, "learning_rate": 2e-6, "warmup": 0, "beta1": 0.0,
+        "beta2": 0.999, "clip": 10.0, "ema": 0.99,
+    }  # fmt: skip
     return Config(
         name="lpm_17b",
         size=480,
@@ -48,6 +57,7 @@ def get_config() -> Config:
         sample=SampleConfig(shift=3.0),  # Wan's for pictures to video at 480p
         # The paper's: chunks of 1 s, a sink of 3 and a window of 2, up to 4 views and 8 expressions.
         stream=StreamConfig(chunk=6, sink=3, window=2, references=12),
+        distill=DistillConfig(text_scale=4.0, audio_scale=4.0),  # Self-Forcing's guidance of the real score
         mesh=MeshConfig(context=4),  # the rest is fsdp
         train=TrainConfig(
             batch=16, latents=19, optimizer="adamw", learning_rate=1e-5, warmup=1000, steps=20_000, ema=0.999,
@@ -58,5 +68,9 @@ def get_config() -> Config:
             "base.listen": {},
             "base.identity": {"extra_references": 0.3},
             "online.causal": {"extra_references": 0.3, "latents": 18},
+            "online.ode": {"extra_references": 0.3, "latents": 18, "init": "base.identity"},
+            "online.dmd_off": {**dmd, "latents": 18, "init": "online.causal"},
+            "online.dmd_on": {**dmd, "init": "online.causal"},
+            "online.refine": {**dmd, "init": "online.dmd_on"},
         },
     )  # fmt: skip

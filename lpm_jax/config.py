@@ -313,7 +313,7 @@ class DistillConfig:
     audio_scale: float = 1.0
     generator_every: int = 5  # the critic learns in every step, the generator in every so many
     critic_learning_rate: float = 4e-7
-    low: float = 0.02  # noise levels that samples are taken to, before the shift
+    low: float = 0.02  # noise levels that samples are taken to
     high: float = 0.98
     rollout: int = 7  # chunks of the longest rollout
     gradient: int = 3  # chunks at its end that gradients reach, and that are scored
@@ -354,6 +354,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     distill: DistillConfig = DistillConfig()
     stages: typing.Mapping[str, dict] = dataclasses.field(default_factory=dict, hash=False, compare=False)
+    recipe: tuple[str, ...] = ()  # the stages of ``--stage all``; none: all there are
 
     @property
     def pixels(self) -> tuple[int, int]:

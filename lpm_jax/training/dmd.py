@@ -27,8 +27,8 @@ from lpm_jax.flow import shift_level
 
 
 def sample_level(key: Array, batch: int, low: float, high: float, shift: float) -> Float[Array, " b"]:
-    """One noise level a sample: uniform between ``low`` and ``high``, then shifted."""
-    return shift_level(jax.random.uniform(key, (batch,), minval=low, maxval=high), shift)
+    """One noise level a sample: uniform, shifted, and not beyond ``low`` and ``high``."""
+    return jnp.clip(shift_level(jax.random.uniform(key, (batch,)), shift), low, high)
 
 
 def direction(

@@ -100,10 +100,11 @@ def test_the_loss_passes_the_direction_on():
 
 def test_levels_are_spread_between_their_bounds():
     level = np.asarray(dmd.sample_level(jax.random.key(0), 4000, 0.02, 0.98, 1.0))
-    assert 0.02 <= level.min() < 0.03 and 0.97 < level.max() <= 0.98
+    assert level.min() == np.float32(0.02) and level.max() == np.float32(0.98)
     assert np.mean(level) == pytest.approx(0.5, abs=0.02)
     shifted = np.asarray(dmd.sample_level(jax.random.key(0), 4000, 0.02, 0.98, 5.0))
-    np.testing.assert_allclose(shifted, 5 * level / (1 + 4 * level), rtol=1e-5)
+    inside = (level > 0.02) & (shifted < 0.98)
+    np.testing.assert_allclose(shifted[inside], (5 * level / (1 + 4 * level))[inside], rtol=1e-5)
 
 
 class Net(nn.Module):
