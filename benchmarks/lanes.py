@@ -1,12 +1,13 @@
 """Lanes at work on different chunks: a timeline, and what their overlap brings.
 
     uv run python -m benchmarks.lanes --devices 8 --mesh tensor=4 --decoder 4 --plot docs/lanes.png
-    uv run python -m benchmarks.lanes --devices 8 --mesh tensor=2 --decoder 4 --refine 0.25 --plot docs/lanes_refiner.png
+    uv run python -m benchmarks.lanes --mesh tensor=2 --decoder 4 --refine 0.25 --plot docs/lanes_refiner.png
 
 The bundled toy streams on simulated CPU devices: the Generator on the first of them, laid out as ``--mesh`` says, the
-VAE on the last ``--decoder``. ``--refine`` puts a Refiner, of the Backbone's own weights, on the devices after the
-Generator's: what a trained one would cost, not what it would do. The same chunks are made on one device and must be the same (one level of 255). Simulated
-devices share the processor's cores, so the figures show that lanes overlap, not how fast a pod would be.
+VAE on the last ``--decoder``. ``--refine`` puts a Refiner, of the Backbone's own weights, on as many devices after the
+Generator's: what a trained one would cost, not what it would do. The same chunks are made on one device and must be the
+same (one level of 255). Simulated devices share the processor's cores, so the figures show that lanes overlap, not how
+fast a pod would be.
 """
 
 from __future__ import annotations
