@@ -81,7 +81,7 @@ class Validator:
         first = first[: len(truth)]
         rows = []
         for x in (truth, result):
-            z = dit.unpatchify(config.dit, x, *config.cells)
+            z = dit.unpatchify(config.dit, jnp.asarray(x), *config.cells)
             rows.append(np.asarray(self.decode(jnp.concatenate([first, z.astype(jnp.float32)], axis=1), self.vae)))
         picks = np.linspace(0, rows[0].shape[1] - 1, 9).astype(int)
         save_sheet(directory / "sheet.png", [r[i][picks] for i in range(len(truth)) for r in rows])

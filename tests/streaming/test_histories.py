@@ -24,6 +24,9 @@ CHUNKS = 4  # all that one attention sees
 SMALL = dataclasses.replace(tiny.CONFIG, dit=dataclasses.replace(tiny.CONFIG.dit, depth=2))
 
 
+play = jax.jit(rollout.play, static_argnums=(0, 3))
+
+
 def config(**stream):
     return dataclasses.replace(SMALL, stream=dataclasses.replace(STREAM, **stream))
 
@@ -58,22 +61,22 @@ def masked(config, params, batch, way, key, coarse=None):
     return jnp.concatenate(made, axis=1)
 
 
-@pytest.mark.parametrize("history", ["last", "each", "clean"])
+@pytest.mark.parametrize("history", [pytest.param("last", marks=pytest.mark.slow), "each", "clean"])
 def test_rollout_equals_masked_attention(history):
     cfg = config(history=history)
     params, batch, key = tiny.params(cfg), batch_of(cfg, CHUNKS * STREAM.chunk), jax.random.key(3)
-    got = rollout.play(cfg, params, batch, CHUNKS, key)
+    got = play(cfg, params, batch, CHUNKS, key)
     want = masked(cfg, params, batch, (STREAM.levels, history), key)
     assert float(jnp.std(want)) > 0.5
     assert float(jnp.abs(got - want).max()) < 1e-4
 
 
-@pytest.mark.parametrize("history", ["last", "clean"])
+@pytest.mark.parametrize("history", [pytest.param("last", marks=pytest.mark.slow), "clean"])
 def test_refiner_equals_masked_attention(history):
     cfg = config(refine=0.3, refiner_history=history)
     params, batch, key = tiny.params(cfg), batch_of(cfg, CHUNKS * STREAM.chunk), jax.random.key(3)
-    got = rollout.play(cfg, params, batch, CHUNKS, key)
-    coarse = rollout.play(config(), params, batch, CHUNKS, key)
+    got = play(cfg, params, batch, CHUNKS, key)
+    coarse = play(config(), params, batch, CHUNKS, key)
     own = params | {"dit": params["refiner"]}
     want = masked(cfg, own, batch, ((0.3,), history), jax.random.fold_in(key, 1), coarse)
     assert float(jnp.abs(got - coarse).max()) > 0.1
@@ -84,7 +87,7 @@ def test_histories_differ():
     """Each is a model of its own: the same weights make other videos."""
     batch, key = batch_of(config(), CHUNKS * STREAM.chunk), jax.random.key(3)
     made = [
-        rollout.play(config(history=history), tiny.params(config()), batch, CHUNKS, key)
+        play(config(history=history), tiny.params(config()), batch, CHUNKS, key)
         for history in ("last", "each", "clean")
     ]
     for a, b in zip(made, [*made[1:], made[0]], strict=True):

@@ -35,6 +35,7 @@ def test_a_window_is_cut_from_a_batch():
     np.testing.assert_array_equal(first["reference_valid"], BATCH["reference_valid"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_gradients_are_cut_between_chunks(remat):
     """Those of a rollout are the sum of its last chunks' own, each from a state that is given."""
@@ -80,16 +81,17 @@ def test_a_clips_result_is_its_own_exits():
     assert tiny.differs(early, late, 1e-2)
     np.testing.assert_allclose(mixed[0], early[0], atol=1e-5)
     np.testing.assert_allclose(mixed[1], late[1], atol=1e-5)
-    whole = rollout.play(CONFIG, PARAMS, BATCH, 3, jax.random.split(key)[0])
+    whole = jax.jit(rollout.play, static_argnums=(0, 3))(CONFIG, PARAMS, BATCH, 3, jax.random.split(key)[0])
     np.testing.assert_allclose(late, whole[:, 1:], atol=1e-4)
 
 
 def test_corruption_reaches_what_is_left_and_nothing_else():
     config = dataclasses.replace(CONFIG, distill=dataclasses.replace(CONFIG.distill, corrupt=0.2))
     player = rollout.Player(config, BATCH)
-    state = player.start(PARAMS, jax.random.key(0))
+    state = jax.jit(player.start)(PARAMS, jax.random.key(0))
+    step = jax.jit(lambda state, n: player.step(PARAMS, state, n)[0])
     for n in range(3):
-        state = player.step(PARAMS, state, n)[0]
+        state = step(state, n)
     off = rollout.corrupted(config, state, jax.random.key(5))
     at = int(generator.written(config, state, state.chunk - 1))
     change = np.abs(off.cache.k - state.cache.k).max(axis=(0, 1, 2, 4, 5, 6))
