@@ -15,7 +15,10 @@ MODULES = (
     "scaling distributed compilation planning bench.cases bench.generate bench.instruments bench.metrics bench.observe "
     "bench.score bench.signals bench.statistics"
 )
-TRAINING = "curves flow_matching latents loop observe profiler resume signals stages state step validation vae"
+TRAINING = (
+    "curves distill dmd duel flow_matching latents lora loop observe ode online profiler resume rollout signals stages "
+    "state step trajectories validation vae"
+)
 CHECKED = [f"lpm_jax.{name}" for name in MODULES.split()]
 CHECKED += [f"lpm_jax.training.{name}" for name in TRAINING.split()]
 CHECKED += ["data_pipeline.loader", "data_pipeline.video"]

@@ -30,7 +30,7 @@ CONFIG = dataclasses.replace(
     fake.config(),
     stream=StreamConfig(chunk=2, sink=1, window=1, refine=0.3),
     distill=DistillConfig(
-        rollout=3, gradient=2, switch=0.5, perceptual=0.5, windows=4, generator_every=2, critic_learning_rate=1e-3,
+        rollout=3, gradient=2, switch=0.5, perceptual=0.5, windows=4, generator_every=1, critic_learning_rate=1e-3,
         text_scale=2.0, audio_scale=1.5,
     ),
     stages={name: STAGE for name in stages.ORDER[3:]},
