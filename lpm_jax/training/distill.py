@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,9 +42,10 @@ class Made(NamedTuple):
     target: Float[Array, "b frames tokens pc"] | None = None  # the teacher's own sample, off policy
 
 
-def in_dtype(config: Config, params: Any) -> Any:
-    """Weights as a step computes with them."""
-    return jax.tree.map(lambda p: p.astype(config.train.dtype), params)
+def in_dtype(config: Config, params: dict) -> dict:
+    """Weights as a step computes with them, but for ``prior``, which belongs to the latents and not to the network."""
+    cast = lambda p: p.astype(config.train.dtype)  # noqa: E731
+    return {name: part if name == "prior" else jax.tree.map(cast, part) for name, part in params.items()}
 
 
 def student_config(stage: str, config: Config) -> Config:
@@ -124,7 +125,7 @@ def judge_window(config: Config, batch: dict) -> dict:
     return batch | {"negative": jnp.broadcast_to(empty, text.shape)}
 
 
-def make_duel(config: Config, stage: str, both: bool, trajectories: bool = False) -> Duel:
+def make_duel(config: Config, stage: str, both: bool) -> Duel:
     """The two objectives of ``stage``. ``fixed`` has the networks that do not change: ``teacher``, and where the stage
     has them ``backbone`` (the Refiner's), ``student`` (what a LoRA changes) and ``vae`` (the perceptual distance's)."""
     config = student_config(stage, config)
@@ -189,6 +190,5 @@ def perceptual(config: Config, coder: dict, a: Array, b: Array) -> Float[Array, 
     def unit(x: Array) -> Array:
         return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
 
-    return sum(jnp.mean(jnp.sum(jnp.square(unit(x) - unit(y)), axis=-1)) for x, y in zip(*seen, strict=True)) / len(
-        seen[0]
-    )
+    apart = [jnp.mean(jnp.sum(jnp.square(unit(x) - unit(y)), axis=-1)) for x, y in zip(*seen, strict=True)]
+    return jnp.mean(jnp.stack(apart))
