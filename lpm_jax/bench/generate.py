@@ -81,12 +81,14 @@ def _scene(spec: Spec, frames: int):
 
 
 def _worthwhile(spec: Spec, scene, frames: int) -> bool:
-    """Listeners have time to nod; in every other conversation somebody is interrupted and then keeps silent."""
+    """Listeners have time to nod, and every other one hears laughter; in every other conversation somebody is
+    interrupted and then keeps silent."""
     from data_pipeline.performers.reactions import reaction_events
 
     end = frames / FPS
     if spec.kind == "listening":
-        return any(name == "nod" and at + 0.8 < end for name, at, _ in reaction_events(scene.listen))
+        seen = {name for name, at, _ in reaction_events(scene.listen) if at + 0.8 < end}
+        return "nod" in seen and ("smile" in seen or spec.seed % 2 == 0)
     if spec.kind == "conversation" and spec.seed % 2 and spec.seconds > 3:
         stops = [at for name, at, _ in scene.events if name == "interrupted" and 0.5 < at < end - 1.2]
         return any(all(t.start > at + 1.0 or t.end <= at + 0.1 for t in scene.turns if t.track == 0) for at in stops)

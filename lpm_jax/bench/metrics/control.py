@@ -1,7 +1,8 @@
 """Text control: are the prompted actions and emotions to be seen, segment by segment?
 
 An intention is seen where the readers read most of what it does to the face (:data:`ACTIONS`, :data:`EMOTIONS`), with
-thresholds of half of what the true performance does. What no reader reads is left out, not counted as missed.
+thresholds of half of what the true performance does. What no reader reads is left out, not counted as missed, and so is
+what the readers do not see in the case's own true video, where there is one.
 """
 
 from __future__ import annotations
@@ -44,24 +45,31 @@ EMOTIONS = {
 
 
 def scores(case: Case, seen: Observation, context: Context) -> Scores:
-    verdicts = [verdict for segment in case.prompt for verdict in judge(segment, seen)]
+    verdicts = [verdict for segment in case.prompt for verdict in judge(segment, seen, context.truth)]
     return {"prompt_recall": np.mean(verdicts) if verdicts else None}
 
 
-def judge(segment: Segment, seen: Observation) -> list[bool]:
+def judge(segment: Segment, seen: Observation, truth: Observation | None = None) -> list[bool]:
     """Whether the action and the emotion that a segment asks for are seen, where they can be read."""
+    found = _verdicts(segment, seen)
+    legible = found if truth is None else _verdicts(segment, truth)
+    return [verdict for name, verdict in found.items() if truth is None or legible.get(name)]
+
+
+def _verdicts(segment: Segment, seen: Observation) -> dict[str, bool]:
+    """By what is asked for: the action, the emotion."""
     window = slice(round((segment.start + SETTLE) * FPS), round(segment.end * FPS))
-    out = []
+    out: dict[str, bool] = {}
     if segment.action in ACTIONS:
         name, least, swings = ACTIONS[segment.action]
         signal = seen.read.get(name, np.zeros(0))[window]
         if len(signal) >= FPS // 2:
-            out.append(_swings(signal, least) if swings else _poses(name, signal, least))
+            out["action"] = _swings(signal, least) if swings else _poses(name, signal, least)
     if segment.emotion in EMOTIONS and segment.intensity > 0:
         name, least = EMOTIONS[segment.emotion]
         signal = seen.read.get(name, np.zeros(0))[window]
         if len(signal) >= FPS // 2:
-            out.append(_poses(name, signal, least * segment.intensity))
+            out["emotion"] = _poses(name, signal, least * segment.intensity)
     return out
 
 

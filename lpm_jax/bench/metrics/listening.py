@@ -1,4 +1,8 @@
-"""Reactions: nods, smiles and brow flashes at the right moments, and a mouth that keeps still without speech."""
+"""Reactions: nods, smiles and brow flashes at the right moments, and a mouth that keeps still without speech.
+
+Brows that rise under hair cannot be seen by anybody: smiles and brows count only where the reader follows them in the
+case's own true video.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,16 @@ from data_pipeline.schema import FPS, SAMPLES_PER_FRAME
 from lpm_jax.bench.cases import Case
 from lpm_jax.bench.metrics import Context, Scores
 from lpm_jax.bench.observe import Observation
-from lpm_jax.bench.signals import pooled_correlation
+from lpm_jax.bench.signals import correlation, pooled_correlation
 
 NOD, SMILE, BROW = 4.5, 0.3, 0.25  # prominence of an event: degrees, and units of the parameters
 MATCH = 0.3  # seconds within which an event counts as the true one
+PARTS = {
+    "smile": ("smile",),
+    "brow": ("brow_inner_left", "brow_inner_right", "brow_outer_left", "brow_outer_right"),
+}
 SEARCH = 1.0  # seconds within which the nearest nod is looked for to tell how late it is
+LEGIBLE = 0.7  # correlation of reading and truth in the true video from which an expression counts
 QUIET = 7  # frames without speech before and after a frame at which the mouth should be still
 
 
@@ -34,11 +43,9 @@ def scores(case: Case, seen: Observation, context: Context) -> Scores:
             out["nod_error"] = np.mean([min([abs(w - f) for f in found] + [SEARCH]) for w in wanted])
         if truth.std() > 0.8:
             out["listen_r"] = max(pooled_correlation([read], [truth], lag) for lag in (-1, 0, 1))
-    if "smile" in seen.read:
-        out["smile_f1"] = _expression_f1(case.truth["smile"], seen.read["smile"], SMILE)
-    if "brow" in seen.read:
-        inner, outer = (case.truth[f"brow_{x}_left"] + case.truth[f"brow_{x}_right"] for x in ("inner", "outer"))
-        out["brow_f1"] = _expression_f1((inner + outer) / 4, seen.read["brow"], BROW)
+    for name, prominence in (("smile", SMILE), ("brow", BROW)):
+        if name in seen.read:
+            out[f"{name}_f1"] = _expression_f1(case, name, prominence, seen, context)
     return out
 
 
@@ -61,9 +68,13 @@ def f1(wanted: list[float], found: list[float], within: float = MATCH) -> float:
     return 2 * len(left) / max(len(wanted) + len(found), 1)
 
 
-def _expression_f1(truth: np.ndarray, read: np.ndarray, prominence: float) -> float | None:
+def _expression_f1(case: Case, name: str, prominence: float, seen: Observation, context: Context) -> float | None:
+    """None where the truth has no event, or the reader does not see the true one."""
+    truth = np.mean([case.truth[part] for part in PARTS[name]], axis=0)
     wanted = events(truth, prominence)
-    return f1(wanted, events(read, prominence), 2 * MATCH) if wanted else None
+    if not wanted or context.truth is None or correlation(context.truth.read[name], truth) < LEGIBLE:
+        return None
+    return f1(wanted, events(seen.read[name], prominence), 2 * MATCH)
 
 
 def speaks(case: Case) -> Bool[np.ndarray, " frames"]:
