@@ -16,7 +16,10 @@ from lpm_jax.bench.metrics import Context, Scores
 from lpm_jax.bench.observe import Observation
 from lpm_jax.bench.signals import correlation, pooled_correlation
 
-NOD, SMILE, BROW = 4.5, 0.3, 0.25  # prominence of an event: degrees, and units of the parameters
+NOD = 4.5  # degrees by which a nod stands out
+RISE = 0.25  # of a smile or of brows within BEAT frames, in units of the parameters: its onset
+READ = 0.6  # of which the reader, careful with what is small, shows so much
+BEAT = 5
 MATCH = 0.3  # seconds within which an event counts as the true one
 PARTS = {
     "smile": ("smile",),
@@ -43,9 +46,9 @@ def scores(case: Case, seen: Observation, context: Context) -> Scores:
             out["nod_error"] = np.mean([min([abs(w - f) for f in found] + [SEARCH]) for w in wanted])
         if truth.std() > 0.8:
             out["listen_r"] = max(pooled_correlation([read], [truth], lag) for lag in (-1, 0, 1))
-    for name, prominence in (("smile", SMILE), ("brow", BROW)):
+    for name in PARTS:
         if name in seen.read:
-            out[f"{name}_f1"] = _expression_f1(case, name, prominence, seen, context)
+            out[f"{name}_f1"] = _expression_f1(case, name, seen, context)
     return out
 
 
@@ -68,13 +71,25 @@ def f1(wanted: list[float], found: list[float], within: float = MATCH) -> float:
     return 2 * len(left) / max(len(wanted) + len(found), 1)
 
 
-def _expression_f1(case: Case, name: str, prominence: float, seen: Observation, context: Context) -> float | None:
-    """None where the truth has no event, or the reader does not see the true one."""
-    truth = np.mean([case.truth[part] for part in PARTS[name]], axis=0)
-    wanted = events(truth, prominence)
-    if not wanted or context.truth is None or correlation(context.truth.read[name], truth) < LEGIBLE:
+def onsets(signal: Float[np.ndarray, " frames"], rise: float) -> list[float]:
+    """Seconds at which the next :data:`BEAT` frames are higher than the last ones by most, and by at least ``rise``. A
+    smile that stays has one onset, but a peak anywhere."""
+    total = np.cumsum(np.concatenate([[0.0], np.pad(signal, BEAT, mode="edge")]))
+    mean = (total[BEAT:] - total[:-BEAT]) / BEAT
+    rises = mean[BEAT:-1] - mean[: -BEAT - 1]
+    peaks, _ = find_peaks(np.concatenate([[0.0], rises, [0.0]]), height=rise, distance=2 * BEAT)
+    return [float(p - 1) / FPS for p in peaks]
+
+
+def _expression_f1(case: Case, name: str, seen: Observation, context: Context) -> float | None:
+    """None where the truth has no onset, or the reader does not see the true one."""
+    if context.truth is None or name not in context.truth.read:
         return None
-    return f1(wanted, events(seen.read[name], prominence), 2 * MATCH)
+    truth = np.mean([case.truth[part] for part in PARTS[name]], axis=0)
+    wanted = onsets(truth, RISE)
+    if not wanted or correlation(context.truth.read[name], truth) < LEGIBLE:
+        return None
+    return f1(wanted, onsets(seen.read[name], READ * RISE))
 
 
 def speaks(case: Case) -> Bool[np.ndarray, " frames"]:
