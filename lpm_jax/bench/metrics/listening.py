@@ -1,7 +1,7 @@
 """Reactions: nods, smiles and brow flashes at the right moments, and a mouth that keeps still without speech.
 
-Brows that rise under hair cannot be seen by anybody: smiles and brows count only where the reader follows them in the
-case's own true video.
+Brows that rise under hair cannot be seen by anybody: nods, smiles and brows count only where the reader follows them in
+the case's own true video.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PARTS = {
     "brow": ("brow_inner_left", "brow_inner_right", "brow_outer_left", "brow_outer_right"),
 }
 SEARCH = 1.0  # seconds within which the nearest nod is looked for to tell how late it is
-LEGIBLE = 0.7  # correlation of reading and truth in the true video from which an expression counts
+LEGIBLE = 0.7  # correlation of reading and truth in the true video from which a reaction counts
 QUIET = 7  # frames without speech before and after a frame at which the mouth should be still
 
 
@@ -41,7 +41,7 @@ def scores(case: Case, seen: Observation, context: Context) -> Scores:
     if "pitch" in seen.read:
         truth, read = case.truth["pitch"], seen.read["pitch"]
         wanted, found = events(truth, NOD), events(read, NOD)
-        if wanted:
+        if wanted and legible("pitch", truth, context):
             out["nod_f1"] = f1(wanted, found)
             out["nod_error"] = np.mean([min([abs(w - f) for f in found] + [SEARCH]) for w in wanted])
         if truth.std() > 0.8:
@@ -83,13 +83,17 @@ def onsets(signal: Float[np.ndarray, " frames"], rise: float) -> list[float]:
 
 def _expression_f1(case: Case, name: str, seen: Observation, context: Context) -> float | None:
     """None where the truth has no onset, or the reader does not see the true one."""
-    if context.truth is None or name not in context.truth.read:
-        return None
     truth = np.mean([case.truth[part] for part in PARTS[name]], axis=0)
     wanted = onsets(truth, RISE)
-    if not wanted or correlation(context.truth.read[name], truth) < LEGIBLE:
+    if not wanted or not legible(name, truth, context):
         return None
     return f1(wanted, onsets(seen.read[name], READ * RISE))
+
+
+def legible(name: str, truth: Float[np.ndarray, " frames"], context: Context) -> bool:
+    """Whether the reader follows the truth in the true video."""
+    read = None if context.truth is None else context.truth.read.get(name)
+    return read is not None and correlation(read, truth) >= LEGIBLE
 
 
 def speaks(case: Case) -> Bool[np.ndarray, " frames"]:
