@@ -82,7 +82,7 @@ def check(cases: Cases | list[Case], instruments: Instruments) -> dict[str, list
             "frozen": [true.take(_frozen(len(true), share)) for share in SHARES],
             "nods removed": list(_without_nods(instruments, case, true)),
         }.items():
-            found = [scores(_cut(short, len(video)), video, _cut_heard(context, len(video))) for video in videos]
+            found = [scores(_cut(short, len(video)), video, _cut_context(context, len(video))) for video in videos]
             for name in TELLS[defect]:
                 trials = _worse([f[name] for f in found], METRICS[name].better)
                 if trials:
@@ -110,8 +110,9 @@ def _cut(case: Case, frames: int) -> Case:
     return dataclasses.replace(case, truth=params, **cut)
 
 
-def _cut_heard(context: Context, frames: int) -> Context:
-    return context if context.heard is None else dataclasses.replace(context, heard=context.heard[:frames])
+def _cut_context(context: Context, frames: int) -> Context:
+    heard = None if context.heard is None else context.heard[:frames]
+    return dataclasses.replace(context, heard=heard, truth=context.truth.take(np.arange(frames)))
 
 
 def _frozen(frames: int, share: float) -> np.ndarray:

@@ -1,7 +1,8 @@
 """From videos to results: every case's scores, its floor and ceiling, and the table over cases.
 
-Floors come from the true videos: the video of the next case of its kind (another's sound, another's looks), of a case
-that speaks, a first frame that stays, frames or chunks in a random order, a change into somebody else, thumbnails.
+Floors come from the true videos: the videos of the next cases of its kind (another's sound, another's looks; the mean
+over three, since two short performances may move alike by chance), of a case that speaks, a first frame that stays,
+frames or chunks in a random order, a change into somebody else, thumbnails.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ FLOORS = {
     "flicker": "shuffled",
     "seam": "chunks",
 }
+
+PARTNERS = 3
 
 #: Opens a video of a case: blocks of frames.
 Open = Callable[[Case], Iterable[UInt8[np.ndarray, "n 128 128 3"]]]
@@ -112,15 +115,20 @@ def score_cases(
         if case.truth is None:
             yield Scored(about(case), scores(case, seen, context), {}, {}, {})
             continue
-        keep = [i, partners[i], kinds.index(case.kind), *([] if speaker is None else [speaker])]
+        around = [j for j, kind in enumerate(kinds) if kind == case.kind][:PARTNERS]  # the last cases' partners
+        keep = [i, *partners[i], *around, *([] if speaker is None else [speaker])]
         true = true_video(i, keep)
         if isinstance(case.truth, Recorded):
             case = dataclasses.replace(case, truth=case.truth.as_read(true.read))
         context = dataclasses.replace(context, truth=true)
-        another = true_video(partners[i], keep) if partners[i] != i else None
+        strangers = [true_video(j, keep) for j in partners[i]]
+        another = strangers[0] if strangers else None
         talking = true_video(speaker, keep) if speaker is not None and speaker != i else another
         floors = defects(true, another, talking, chunk, instruments)
         found = {name: scores(case, video, context) for name, video in floors.items()}
+        if len(strangers) > 1:
+            more = [scores(case, video.fitted(len(true)), context) for video in strangers[1:]]
+            found["another"] = _mean([found["another"], *more])
         floor = {name: found[FLOORS[name]].get(name) for name in FLOORS if FLOORS[name] in found}
         videos = {"result": seen, "ceiling": true} | {k: floors[k] for k in ("pixelated", "frozen")}
         moments = {name: moments_of(video) for name, video in videos.items()}
@@ -128,15 +136,22 @@ def score_cases(
         yield Scored(about(case), scores(case, seen, context), floor, scores(case, true, context), moments)
 
 
-def partners_of(kinds: Sequence[str], known: Sequence[bool]) -> list[int]:
-    """For each case the next one of its kind that has a truth, around the end; of any kind where there is no other of
-    its own; itself where there is none at all."""
+def _mean(found: Sequence[Scores]) -> Scores:
+    """Each metric's mean over the videos that have it."""
+    by = {name: [f[name] for f in found if f[name] is not None] for name in found[0]}
+    return {name: float(np.mean(values)) if values else None for name, values in by.items()}
+
+
+def partners_of(kinds: Sequence[str], known: Sequence[bool]) -> list[list[int]]:
+    """For each case the next :data:`PARTNERS` of its kind that have a truth, around the end; of any kind where there is
+    no other of its own; none where there is none at all."""
     out = []
     for i, kind in enumerate(kinds):
         able = [j for j in range(len(kinds)) if known[j] or j == i]
         same = [j for j in able if kinds[j] == kind]
         group = same if len(same) > 1 else able
-        out.append(group[(group.index(i) + 1) % len(group)])
+        at = group.index(i)
+        out.append([group[(at + k) % len(group)] for k in range(1, min(PARTNERS, len(group) - 1) + 1)])
     return out
 
 
