@@ -21,6 +21,7 @@ from lpm_jax.bench.markup import check_page, note, page, table, write_page
 from lpm_jax.bench.plots import show
 from lpm_jax.bench.runs import HEADINGS, Run, number, open_run
 from lpm_jax.bench.schema import KINDS
+from lpm_jax.bench.statistics import effect_text
 from lpm_jax.bench.vote_tables import vote_section
 from lpm_jax.bench.votes import read_votes
 from lpm_jax.errors import ArgumentParser, InputError
@@ -67,7 +68,7 @@ def dimension_table(run: Run, names: list[str]) -> str:
                 show(ceiling["value"]) if ceiling else "–",
                 "–" if share is None else f"{share:.0%}",
                 plots.between(result, floor, ceiling, metric["better"]) or "–",
-                show(number(metric.get("effect"))),
+                effect_text(number(metric.get("effect"))),
                 f"{result['n']:.0f}" if result and result["n"] is not None else "–",
             )
         )

@@ -36,6 +36,11 @@ def effect(ceiling: Sequence[float | None], floor: Sequence[float | None], bette
     return round(float(np.clip(gap / max(spread, 1e-12), -999, 999)), 3)
 
 
+def effect_text(value: float | None) -> str:
+    """``value`` as tables show it: two groups without spread are infinitely many standard deviations apart."""
+    return "-" if value is None else "no spread" if abs(value) > 500 else f"{value:.1f}"
+
+
 # --- Frechet distances -------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lpm_jax.bench.schema import DIMENSIONS, METRICS
+from lpm_jax.bench.statistics import effect_text
 
 
 def table(metrics: dict[str, dict[str, Any]]) -> str:
@@ -21,7 +22,7 @@ def table(metrics: dict[str, dict[str, Any]]) -> str:
             r = m["result"]
             between = f"{number(r['low'])} to {number(r['high'])}"
             arrow = "+" if m["better"] == "higher" else "-"
-            effect = "-" if m["effect"] is None else f"{m['effect']:.1f}"
+            effect = effect_text(m["effect"])
             cells = (number(floor), number(r["value"]), between, number(ceiling), effect, str(r["n"]))
             lines.append((f"{dimension}: {name} ({arrow})", *cells))
     widths = [max(len(line[i]) for line in lines) for i in range(7)]
