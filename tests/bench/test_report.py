@@ -97,7 +97,7 @@ def test_shows_every_figure_with_its_interval_floor_and_ceiling(folder, html):
         result, floor, ceiling = (metric[key] for key in ("result", "floor", "ceiling"))
         way = (result["value"] - floor["value"]) / (ceiling["value"] - floor["value"])
         figures = f"{show(floor['value'])} {show(result['value'])} {show(result['low'])} to {show(result['high'])}"
-        assert f"{figures} {show(ceiling['value'])} {way:.0%} 3.00 {result['n']}" in text
+        assert f"{figures} {show(ceiling['value'])} {way:.0%} 3.0 {result['n']}" in text
     assert "10 cases, 0.1 minutes: 2 speaking, 2 listening, 2 conversation, 2 motion, 2 generalisation." in text
     assert "bench run --out mine" in text and "jax 0.10.2" in text and "0123456789ab" in text
 
