@@ -1,9 +1,7 @@
-"""The latent cache's rows, the validation's samplers and scores, and contact sheets."""
+"""The latent cache's rows, reconstruction scores, and contact sheets."""
 
-import dataclasses
 import io
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +9,7 @@ from PIL import Image
 from data_pipeline.loader import SILENCE, RegionWeights, Window
 from data_pipeline.schema import PARAMS, REFERENCES
 from data_pipeline.video import encode_mp4
-from lpm_jax.training import latents, validation
+from lpm_jax.training import latents
 from lpm_jax.training.sheets import save_sheet
 from lpm_jax.training.vae import psnr, reconstruction_scores
 from tests import tiny
@@ -125,37 +123,6 @@ def test_fingerprint_follows_weights_and_data(record):
     assert name != latents.fingerprint(weights | {"a": np.full(3, 1.1)}, [record])
     assert name != latents.fingerprint(weights, [record, record])
     assert name != latents.fingerprint(weights, [record | {"video": b"other"}])
-
-
-class Oracle:
-    """A denoiser that knows the truth, or says what it is asked, and writes down its questions."""
-
-    def __init__(self, shape):
-        self.truth = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-        self.first, self.anchor = self.truth[:, :1] + 9, self.truth[:, :1] - 3
-        self.levels, self.near = [], []
-
-    def __call__(self, noisy, level, near):
-        self.levels.append(np.asarray(level)[0].tolist())
-        self.near.append(near)
-        return self.truth
-
-
-def test_rollout_reaches_what_the_denoiser_says():
-    import jax
-
-    config = dataclasses.replace(tiny.CONFIG, stream=dataclasses.replace(tiny.CONFIG.stream, chunk=2))
-    student = Oracle((1, 4, 3, 5))
-    result = validation.rollout(config, student, student.truth.shape, jax.random.key(0))
-    np.testing.assert_allclose(result, student.truth)
-    share = config.stream.carry
-    carried = lambda last: (share * last + (1 - share) * student.anchor).repeat(2, 1)  # noqa: E731
-    for i, near in enumerate(student.near):  # of the first chunk the first frame, then the last frame of the one before
-        np.testing.assert_allclose(near[:, :2], carried(student.first), rtol=1e-5)
-        if i > 1:
-            np.testing.assert_allclose(near[:, 2:], carried(student.truth[:, 1:2]), rtol=1e-5, atol=1e-6)
-    # Chunk by chunk at T0 and T1; what was made stays at T1 while the next is made.
-    assert student.levels == [[1, 1, 1, 1], [0.5, 0.5, 1, 1], [0.5, 0.5, 1, 1], [0.5, 0.5, 0.5, 0.5]]
 
 
 def test_psnr():
