@@ -24,8 +24,9 @@ def run(stage: str, config: Config, workdir: Path) -> None:
         return
     from lpm_jax.training import flow_matching, online
 
-    recipe = [name for name in ORDER if name in config.stages]
-    before = config.train.init or recipe[recipe.index(stage) - 1]
+    earlier = ORDER[: ORDER.index(stage)]
+    there = [name for name in earlier if name in config.stages] or list(earlier)
+    before = config.train.init or there[-1]
     if before == "vae":
         before = "scratch"
     if before != "scratch" and "@" not in before and not (workdir / before / "weights").is_dir():

@@ -83,6 +83,7 @@ def test_refiner_equals_masked_attention(history):
     assert float(jnp.abs(got - want).max()) < 1e-4
 
 
+@pytest.mark.slow
 def test_histories_differ():
     """Each is a model of its own: the same weights make other videos."""
     batch, key = batch_of(config(), CHUNKS * STREAM.chunk), jax.random.key(3)

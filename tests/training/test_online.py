@@ -99,6 +99,7 @@ def test_low_rank_changes_alone_are_trained_and_kept(workdir):
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-5
 
 
+@pytest.mark.slow
 def test_trajectories_go_from_noise_to_the_sample():
     """Each kept state lies between the noise and the next ones as the flow says, and the end is the sampler's."""
     config = CONFIG.for_stage("online.ode")

@@ -73,6 +73,7 @@ def test_gradients_are_cut_between_chunks(remat):
     assert float(jnp.abs(got["speak"][next(iter(got["speak"]))]["kernel"]).max()) > 0  # sound learns too
 
 
+@pytest.mark.slow
 def test_a_clips_result_is_its_own_exits():
     """Only what a clip exits with is its result; what it leaves for later chunks is the same."""
     player, key = rollout.Player(CONFIG, BATCH), jax.random.key(1)
