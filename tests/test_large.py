@@ -20,6 +20,7 @@ def play(pipe: Pipeline, **inputs) -> np.ndarray:
     return np.concatenate([chunk.frames for chunk in pipe.stream(image=tiny.picture(), **inputs)])
 
 
+@pytest.mark.slow
 def test_a_live_stream():
     pipe = Pipeline(tiny.LARGE, tiny.params(tiny.LARGE), tiny.letters)
     sound = tiny.sound(30_000)
@@ -32,6 +33,7 @@ def test_a_live_stream():
     np.testing.assert_array_equal(play(pipe, audio=whole, prompt="smiles")[:24], frames[:24])  # nothing of the future
 
 
+@pytest.mark.slow
 def test_offline_video():
     base = Base(tiny.LARGE, tiny.params(tiny.LARGE), tiny.letters)
     sound = tiny.sound(40_000)
@@ -55,6 +57,7 @@ def test_prompts_are_read_as_wan_reads_them():
     np.testing.assert_allclose(text[:, :5], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_vae_is_the_one_of_the_config():
     params = tiny.params(tiny.LARGE)["vae"]
     video = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 5, 32, 32, 3)), jnp.float32)
@@ -87,6 +90,7 @@ def test_disk(tmp_path):
     assert np.abs(frames.astype(int) - exact).mean() < 0.1 * exact.std()
 
 
+@pytest.mark.slow
 def test_large_weights_are_read_by_rows(tmp_path, monkeypatch):
     params = tiny.params(tiny.LARGE)
     pretrained.save(tmp_path, tiny.LARGE, params, jnp.float32)

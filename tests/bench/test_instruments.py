@@ -27,6 +27,7 @@ QUICK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("sync", marks=pytest.mark.slow), "identity", "expressions"])
 def test_training_writes_weights_that_load(name, tmp_path):
     module = {"sync": sync, "identity": identity, "expressions": expressions}[name]

@@ -111,6 +111,7 @@ def test_half_precision_draws_the_same_noise():
     assert state.near.dtype == state.anchor.dtype == jnp.float32 and state.cache.k.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_options_of_a_pipeline(tmp_path):
     Pipeline(tiny.CONFIG, tiny.params()).save(tmp_path / "model", jnp.float32)
     made = Pipeline.from_pretrained(tmp_path / "model", "float32", {"cache": "int8", "weights": "int8", "chunk": 6})

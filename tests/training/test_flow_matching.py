@@ -214,6 +214,7 @@ def test_training_hears_as_far_back_as_streaming():
     assert generator.history_samples(odd) == 8 * 1000 + 512
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage, before", [("base.listen", "base.speak"), ("online.causal", "base.identity")])
 def test_a_stage_asks_for_the_one_before(tmp_path, stage, before):
     with pytest.raises(

@@ -287,6 +287,7 @@ def wait_for(child: subprocess.Popen, step: int) -> None:
     raise AssertionError(f"ended before step {step}")
 
 
+@pytest.mark.slow
 def test_killed_at_random_and_restarted_it_ends_alike(tmp_path):
     whole = start(tmp_path / "whole", 0.0)
     (stop,) = at_random_steps((4, 18))

@@ -318,6 +318,7 @@ print("done on", jax.device_count())
 """
 
 
+@pytest.mark.slow
 def test_saved_spread_over_eight_devices_and_restored_on_fewer(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
 
