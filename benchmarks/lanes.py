@@ -132,7 +132,7 @@ def main() -> int:
     write_json(args.out / name, result)
     if args.plot:
         plot(runs, args.plot)
-    print(f"written: {args.out / 'lanes.json'}", file=sys.stderr)
+    print(f"written: {args.out / name}", file=sys.stderr)
     return 0
 
 
