@@ -163,20 +163,24 @@ class LaneStream:
         with sharding.on(lanes.mesh):
             sound = jax.device_put((speak, listen), everywhere)
             self.state, latents = lanes._generate(lanes.params, self.state, *sound)
-        results = [latents]
+        self._note("generator", sent, latents)
         if self.fine is not None:
             handed = jax.device_put(latents, sharding.replicated(lanes.refiner_mesh))
             with sharding.on(lanes.refiner_mesh):
                 self.fine, latents = lanes._refine(lanes.fine, self.fine, *handed)
-            results.append(latents)
+            self._note("refiner", sent, latents)
         handed = jax.device_put(latents, lanes.columns)
         self.decoder, frames = lanes._decode(lanes.vae, handed, self.decoder)
         pending = Pending(self.index, frames)
-        if self._watch:
-            self._watch.note(self.index, sent, [*results, frames])
+        self._note("vae", sent, frames)
         self._pending.append(pending)
         self.index += 1
         return pending
+
+    def _note(self, lane: str, sent: float, result: Any) -> None:
+        """At once: what comes after it may wait for it."""
+        if self._watch:
+            self._watch.note(lane, self.index, sent, result)
 
     def before(self) -> tuple:
         """What is needed to take the next chunk back (:meth:`take_back`)."""
@@ -215,9 +219,8 @@ class _Watch:
         for thread in self.threads:
             thread.start()
 
-    def note(self, chunk: int, sent: float, results: list) -> None:
-        for queue, result in zip(self.queues.values(), results, strict=True):
-            queue.put((chunk, sent, result))
+    def note(self, lane: str, chunk: int, sent: float, result: Any) -> None:
+        self.queues[lane].put((chunk, sent, result))
 
     def _follow(self, lane: str, before: str) -> None:
         last = 0.0
