@@ -86,12 +86,16 @@ def model_flops(config: Config, stage: str) -> int:
     counted, and attention is counted where it is allowed (references see only references)."""
     if stage in DUELS:
         return duel_flops(config, stage)
+    passes = len(config.stream.levels) if stage == CHUNK else 6 if causal(stage) else 3
+    return passes * pass_flops(config, stage)
+
+
+def pass_flops(config: Config, stage: str) -> int:
+    """Of one forward pass."""
     work = workload(config, stage)
     tokens, frames = work.height * work.width, work.frames + work.references
     dense = 4 * work.batch * frames * (frames + work.context) * tokens**2 * config.dit.width * config.dit.depth
-    linear = flops.total(flops.costs(config.dit, work)).flops - dense
-    passes = len(config.stream.levels) if stage == CHUNK else 6 if causal(stage) else 3
-    return passes * (linear + attention_flops(config, stage))
+    return flops.total(flops.costs(config.dit, work)).flops - dense + attention_flops(config, stage)
 
 
 def duel_flops(config: Config, stage: str) -> int:
@@ -104,21 +108,15 @@ def duel_flops(config: Config, stage: str) -> int:
     distill, stream, b = config.distill, config.stream, config.train.batch
     terms = len(guidance(guided(config).sample))
 
-    def passes(config: Config, stage: str) -> int:
-        work = workload(config, stage)
-        tokens, frames = work.height * work.width, work.frames + work.references
-        dense = 4 * work.batch * frames * (frames + work.context) * tokens**2 * config.dit.width * config.dit.depth
-        return flops.total(flops.costs(config.dit, work)).flops - dense + attention_flops(config, stage)
-
     if stage == "online.dmd_off":
-        window = passes(config, "base.identity")
+        window = pass_flops(config, "base.identity")
         return window * (3 + 1 + terms) + window * (1 + 3)
     short = dataclasses.replace(config.train, latents=distill.gradient * stream.chunk)
-    window = passes(dataclasses.replace(config, train=short), "base.identity")
+    window = pass_flops(dataclasses.replace(config, train=short), "base.identity")
     backbone = len(stream.levels) + (stream.history == "clean")
     refiner = 1 + (stream.refiner_history == "clean") if stage == "online.refine" else 0
     chunks = (distill.rollout + distill.gradient) / 2
-    chunk = b * passes(config, CHUNK)
+    chunk = b * pass_flops(config, CHUNK)
     gradients = 2 * distill.gradient * (1 if refiner else len(stream.levels))
     made = chunk * (2 * chunks * (backbone + refiner) + gradients)
     return round(made) + window * (1 + terms + 3)

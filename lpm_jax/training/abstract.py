@@ -87,11 +87,9 @@ def train_program(config: Config, stage: str, mesh: Mesh) -> tuple[Callable, tup
 
 
 def abstract_duel(config: Config, stage: str, mesh: Mesh) -> duel.Program:
-    """The :class:`lpm_jax.training.duel.Program` of a distillation stage. Networks that stay are in ``train.dtype``."""
-    shapes = conditions.abstract(config)
-    fixed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.train.dtype), shapes)
-    coder = vae.abstract(config.vae) if stage == distill.OFF and config.distill.perceptual else None
-    return online.Players(stage, config, fixed, fixed, coder).program(conditions.axes(config), config, mesh)
+    """The :class:`lpm_jax.training.duel.Program` of a distillation stage."""
+    shapes, coder = conditions.abstract(config), vae.abstract(config.vae)
+    return online.Players(stage, config, shapes, shapes, coder).program(conditions.axes(config), config, mesh)
 
 
 def abstract_program(config: Config, mesh: Mesh) -> Program:

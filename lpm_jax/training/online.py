@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from data_pipeline.loader import RegionWeights, Window, latent_batches
 from lpm_jax.checkpoint import load_weights
@@ -142,7 +143,20 @@ class Players:
         """The step on ``mesh``."""
         still = {name: frozen(params) for name, params in self.learning.items()}
         declared = lora.axes(axes, self.learning["student"] | self.learning["critic"]) if config.distill.lora else axes
-        return duel.make_program(config, mesh, declared, axes, self.learning, still, self.fixed)
+        return duel.make_program(config, mesh, declared, axes, self.learning, still, self.resting())
+
+    def resting(self) -> dict:
+        """The networks that stay, in ``train.dtype``: what a step computes with. The autoencoder and what is measured
+        of latents stay in float32."""
+        dtype = jnp.dtype(self.config.train.dtype)
+
+        def cast(x: Any) -> Any:
+            return jax.ShapeDtypeStruct(x.shape, dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(dtype)
+
+        def lighter(tree: dict) -> dict:
+            return {name: part if name == "prior" else jax.tree.map(cast, part) for name, part in tree.items()}
+
+        return {name: tree if name == "vae" else lighter(tree) for name, tree in self.fixed.items()}
 
 
 def refined_shapes(config: Config) -> dict:

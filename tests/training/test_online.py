@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpm_jax import pretrained
+from lpm_jax import pretrained, sharding
 from lpm_jax.base.sampler import Guided, integrate
 from lpm_jax.checkpoint import load_weights, save_weights
 from lpm_jax.config import DistillConfig, StreamConfig
@@ -16,7 +16,8 @@ from lpm_jax.errors import InputError
 from lpm_jax.flow import add_noise
 from lpm_jax.models import conditions, dit
 from lpm_jax.pipeline import Pipeline
-from lpm_jax.training import distill, latents, online, stages, trajectories
+from lpm_jax.planning import programs
+from lpm_jax.training import abstract, distill, latents, online, stages, trajectories
 from lpm_jax.training.loop import run_stage
 from tests import tiny
 from tests.scaling import fake
@@ -146,3 +147,47 @@ def test_distill_settings():
     for wrong in ({"low": 0.9, "high": 0.1}, {"rollout": 2, "gradient": 3}, {"generator_every": 0}, {"windows": 0}):
         with pytest.raises(InputError, match=r"distill\."):
             DistillConfig(**wrong)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_networks_that_stay_are_as_light_as_the_computation(rank):
+    """In a run as in a plan; what is measured of latents, and the autoencoder, stay in float32."""
+    config = CONFIG.for_stage(distill.OFF)
+    config = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, dtype="bfloat16"),
+        distill=dataclasses.replace(config.distill, lora=rank),
+    )
+    for params in (weights(config), conditions.abstract(config)):
+        resting = online.Players(distill.OFF, config, params, params, tiny.params()["vae"]).resting()
+        for name in ("teacher", *["student"] * bool(rank)):
+            dtypes = {part: {x.dtype for x in jax.tree.leaves(tree)} for part, tree in resting[name].items()}
+            assert dtypes.pop("prior") == {jnp.dtype("float32")}
+            assert all(found == {jnp.dtype("bfloat16")} for found in dtypes.values())
+        assert {x.dtype for x in jax.tree.leaves(resting["vae"])} == {jnp.dtype("float32")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", distill.STAGES)
+def test_a_step_can_be_traced_from_shapes_alone(stage):
+    """What a plan compiles."""
+    config = CONFIG.for_stage(stage)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    step, arguments = abstract.train_program(config, stage, mesh)
+    assert len(arguments) == 4
+    assert "while" in step.lower(*arguments).as_text() or stage == distill.OFF
+
+
+def test_operations_follow_the_rollout():
+    """Student and critic each roll out: a longer rollout costs both the mean of what it adds; terms of guidance cost a
+    pass over the window each."""
+    config = CONFIG.for_stage(distill.ON)
+    more = dataclasses.replace(config, distill=dataclasses.replace(config.distill, rollout=5))
+    chunk = config.train.batch * programs.pass_flops(config, programs.CHUNK)
+    count = programs.model_flops(config, distill.ON)
+    assert programs.model_flops(more, distill.ON) - count == pytest.approx(2 * chunk * 2 * 1, rel=1e-6)
+    plain = dataclasses.replace(config.distill, text_scale=1.0, audio_scale=1.0)
+    short = dataclasses.replace(config, train=dataclasses.replace(config.train, latents=4))
+    window = programs.pass_flops(short, "base.identity")
+    cheaper = programs.model_flops(dataclasses.replace(config, distill=plain), distill.ON)
+    assert count - cheaper == pytest.approx(2 * window, rel=1e-6)
