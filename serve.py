@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.schema import REFERENCES
-from lpm_jax.config import Config, from_dict
+from lpm_jax.config import Config
 from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.media import FPS, SAMPLE_RATE, Mp4Writer, check_output, check_prompt, load_audio
+from lpm_jax.options import from_dict
 from lpm_jax.pictures import load_image, read_references
 from lpm_jax.serving.library import ASSETS, Library
 from lpm_jax.serving.progress import Progress

@@ -7,8 +7,8 @@ first and exit with status 75. Several hosts, what is logged and the rest: docs/
 import argparse
 from pathlib import Path
 
-from lpm_jax.config import load_config, override
 from lpm_jax.errors import ArgumentParser, InputError, run_door
+from lpm_jax.options import load_config, override
 
 
 def main() -> None:

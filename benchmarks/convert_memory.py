@@ -43,8 +43,8 @@ def synthesize(folder: Path, depth: int) -> int:
     import ml_dtypes
 
     from lpm_jax import convert, mapping, tensors
-    from lpm_jax.config import load_config
     from lpm_jax.models import dit_names
+    from lpm_jax.options import load_config
 
     config = dataclasses.replace(load_config(REPOSITORY / "configs" / "lpm_1b.py").dit, depth=depth)
     shapes, targets = convert._shapes(config), {}

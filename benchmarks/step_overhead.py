@@ -28,9 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpm_jax.checkpoint import write_json
-from lpm_jax.config import TrainConfig, load_config
+from lpm_jax.config import TrainConfig
 from lpm_jax.environment import environment
 from lpm_jax.errors import ArgumentParser, run_door
+from lpm_jax.options import load_config
 from lpm_jax.training.flow_matching import make_stage
 from lpm_jax.training.loop import run_stage
 

@@ -26,10 +26,11 @@ from pathlib import Path
 
 from benchmarks.report import Row, table
 from lpm_jax.checkpoint import write_json
-from lpm_jax.config import AudioConfig, Config, TextConfig, UMT5Config, WanVAEConfig, Wav2VecConfig, load_config
+from lpm_jax.config import AudioConfig, Config, TextConfig, UMT5Config, WanVAEConfig, Wav2VecConfig
 from lpm_jax.environment import environment
 from lpm_jax.errors import ArgumentParser, InputError, one_line, run_door
 from lpm_jax.nn.remat import POLICIES
+from lpm_jax.options import load_config
 
 PARTS = ("block", "train", "chunk", "backbone")
 BEGAN = time.monotonic()

@@ -37,10 +37,11 @@ from lpm_jax.config import (
 
 
 def get_config() -> Config:
-    # Self-Forcing's: 600 updates of the student, a critic's five each, a global batch of 64.
+    # Self-Forcing's: 600 updates of the student, a critic's five each, a global batch of 64; in four parts it fits a
+    # pod of 128 v5p (docs/planning.md).
     dmd = {
-        "extra_references": 0.3, "batch": 64, "steps": 3000, "learning_rate": 2e-6, "warmup": 0, "beta1": 0.0,
-        "beta2": 0.999, "clip": 10.0, "ema": 0.99,
+        "extra_references": 0.3, "batch": 64, "accumulate": 4, "steps": 3000, "learning_rate": 2e-6, "warmup": 0,
+        "beta1": 0.0, "beta2": 0.999, "clip": 10.0, "ema": 0.99,
     }  # fmt: skip
     return Config(
         name="lpm_17b",

@@ -35,14 +35,13 @@ from lpm_jax.config import (
     UMT5Config,
     WanVAEConfig,
     Wav2VecConfig,
-    from_dict,
-    load_config,
 )
 from lpm_jax.convert_files import Stem, description, fingerprint, finish, plain, read_json
 from lpm_jax.convert_parts import PARTS, TOKENIZER, Planned, find_part, find_tokenizer, offered, plan_part
 from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.mapping import Leaf, Names, as_stored, load, plan, read_row, spell, theirs_shape
 from lpm_jax.models import conditions, dit, dit_names
+from lpm_jax.options import from_dict, load_config
 from lpm_jax.tensors import Target, Tensor, flatten
 
 WAN = "diffusion_pytorch_model"  # stem of Wan's and diffusers' files

@@ -20,13 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lpm_jax import tensors
-from lpm_jax.config import Config, UMT5Config, WanVAEConfig, Wav2VecConfig, from_dict
+from lpm_jax.config import Config, UMT5Config, WanVAEConfig, Wav2VecConfig
 from lpm_jax.convert_files import read_json
 from lpm_jax.errors import InputError
 from lpm_jax.mapping import Leaf, plan
 from lpm_jax.models import umt5, wav2vec
 from lpm_jax.models.audio import STRIDE
 from lpm_jax.models.vae import wan
+from lpm_jax.options import from_dict
 from lpm_jax.tensors import Tensor, flatten
 
 PICKLES = {".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle"}

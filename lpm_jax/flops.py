@@ -14,8 +14,9 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-from lpm_jax.config import DiTConfig, load_config
+from lpm_jax.config import DiTConfig
 from lpm_jax.errors import ArgumentParser, InputError, run_door
+from lpm_jax.options import load_config
 
 COMPONENTS = ("attention", "ffn", "text", "audio", "embed", "head")
 TITLES = {

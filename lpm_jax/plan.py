@@ -19,8 +19,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lpm_jax.config import Config, MeshConfig, load_config, override
+from lpm_jax.config import Config, MeshConfig
 from lpm_jax.errors import ArgumentParser, InputError, run_door
+from lpm_jax.options import load_config, override
 from lpm_jax.planning import topology
 
 

@@ -21,9 +21,10 @@ from jax.sharding import Sharding
 
 from lpm_jax import mapping
 from lpm_jax.checkpoint import save_weights, write_json
-from lpm_jax.config import Config, from_dict
+from lpm_jax.config import Config
 from lpm_jax.errors import InputError
 from lpm_jax.models import conditions, umt5, vae, wav2vec
+from lpm_jax.options import from_dict
 
 BUNDLED = Path(__file__).parent / "assets"
 

@@ -16,11 +16,9 @@ from lpm_jax.config import (
     VAEConfig,
     WanVAEConfig,
     Wav2VecConfig,
-    from_dict,
-    load_config,
-    override,
 )
 from lpm_jax.errors import InputError
+from lpm_jax.options import from_dict, load_config, override
 
 BASE = Config(name="test", stages={"vae": {"steps": 7}, "base.speak": {"kinds": ("speak",), "batch": 2}})
 

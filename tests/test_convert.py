@@ -16,9 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 from lpm_jax import convert, mapping, tensors
 from lpm_jax.checkpoint import load_weights, save_weights, write_json
-from lpm_jax.config import Config, DiTConfig, from_dict
+from lpm_jax.config import Config, DiTConfig
 from lpm_jax.errors import InputError
 from lpm_jax.models import conditions, dit, dit_names
+from lpm_jax.options import from_dict
 from lpm_jax.tensors import flatten, unflatten
 from tests.golden.hashed import weight
 from tests.golden.wan_dit import imported, output, read, relative

@@ -14,10 +14,11 @@ from safetensors.numpy import save_file
 
 from lpm_jax import convert, convert_parts, pretrained, tensors
 from lpm_jax.base import Base
-from lpm_jax.config import DiTConfig, SampleConfig, load_config
+from lpm_jax.config import DiTConfig, SampleConfig
 from lpm_jax.errors import InputError
 from lpm_jax.models import conditions, umt5, vae, wav2vec
 from lpm_jax.models.vae import wan
+from lpm_jax.options import load_config
 from lpm_jax.tensors import flatten
 from tests import tiny
 from tests.golden.tensors import error, read

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from lpm_jax import flops, pretrained
-from lpm_jax.config import DiTConfig, load_config
+from lpm_jax.config import DiTConfig
 from lpm_jax.errors import InputError
 from lpm_jax.models import dit
+from lpm_jax.options import load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WIDE = DiTConfig(

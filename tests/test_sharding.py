@@ -9,9 +9,10 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from lpm_jax import sharding
-from lpm_jax.config import DiTConfig, MeshConfig, load_config
+from lpm_jax.config import DiTConfig, MeshConfig
 from lpm_jax.errors import InputError
 from lpm_jax.models import conditions, dit
+from lpm_jax.options import load_config
 
 SIZES = {"replica": 2, "fsdp": 4, "ring": 1, "context": 2, "tensor": 2}
 

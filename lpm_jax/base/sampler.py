@@ -46,21 +46,20 @@ def guidance(config: SampleConfig) -> dict[str, float]:
 
 
 class Guided:
-    """A denoiser whose estimate is the guided one. ``batch`` as for :class:`Denoiser`, with ``negative`` ids besides:
-    what stands for no text."""
+    """A denoiser whose estimate is the guided one. ``batch`` as for :class:`Denoiser`, with ``negative`` besides, as
+    ``text``: what stands for no text."""
 
     def __init__(self, config: Config, params: dict, batch: dict, frames: int):
         self.factors = guidance(config.sample)
         self.batch = b = batch["text"].shape[0]
         n = len(self.factors)
-        told = np.repeat([TERMS[term] for term in self.factors], b, axis=0)
-        text = jnp.tile(batch["text"], (n, 1))
-        text = jnp.where(told[:, :1] > 0, text, jnp.tile(batch["negative"], (n, 1)))
+        heard = np.repeat([TERMS[term][1] for term in self.factors], b)
+        text = jnp.concatenate([batch["text" if TERMS[term][0] else "negative"] for term in self.factors])
         tiled = {
             name: jnp.concatenate([batch[name]] * n)
             for name in ("speak", "listen", "references", "reference_kinds", "reference_valid")
         }
-        drop = {"audio": jnp.asarray(told[:, 1], jnp.float32)}
+        drop = {"audio": jnp.asarray(heard, jnp.float32)}
         self.denoise = Denoiser(config, params, tiled | {"text": text}, frames, drop=drop)
         self.near: Array | None = None  # by default the first frame
 

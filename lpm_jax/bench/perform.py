@@ -1,4 +1,5 @@
-"""How a case's video is made: by a pipeline's streaming path, or taken from a folder of another system's videos."""
+"""How a case's video is made: by a pipeline's streaming path, by Base's offline one, or taken from a folder of another
+system's videos."""
 
 from __future__ import annotations
 
@@ -28,6 +29,25 @@ def perform(pipeline, case: Case, seed: int = 0) -> Iterator[UInt8[np.ndarray, "
             prompt = now
         piece = slice(at * SAMPLES_PER_FRAME, (at + chunk) * SAMPLES_PER_FRAME)
         yield live.step(case.speak[piece], case.listen[piece]).frames[: case.frames - at]
+
+
+def perform_offline(base, case: Case, seed: int = 0) -> Iterator[UInt8[np.ndarray, "frames h w 3"]]:
+    """``case`` by a :class:`lpm_jax.base.video.Base`, which sees all of its sound: what a teacher can do. Each segment
+    has the prompt of the case at its beginning. Base's first frame is the picture; the case's videos begin after it."""
+    from lpm_jax.base.video import segment_frames
+
+    config = base.config
+    step = (segment_frames(config) - config.sample.overlap) * config.vae.group
+    starts = range(0, case.frames, step)
+    prompts = [[s for s in case.prompt if s.start <= at / FPS + 1e-6][-1].text for at in starts]
+    names = list(case.references)[: config.stream.references]
+    still = np.zeros(SAMPLES_PER_FRAME, np.float32)
+    speak, listen = (np.concatenate([still, track]) for track in (case.speak, case.listen))
+    references = {name: case.references[name] for name in names}
+    seconds = (case.frames + 1) / FPS
+    made = base.generate(case.first, speak, listen, prompts, seed=seed, references=references, seconds=seconds)
+    next(made)
+    yield from made
 
 
 def find_videos(folder: str | Path, names: list[str]) -> dict[str, Path]:

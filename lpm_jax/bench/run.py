@@ -1,6 +1,7 @@
 """``python -m lpm_jax.bench run``: make a model's videos of a suite's cases, measure them, write ``results.json``.
 
     python -m lpm_jax.bench run --model toy --suite small --out runs/bench
+    python -m lpm_jax.bench run --model FOLDER --offline --audio-scale 2 --suite small --out runs/teacher
     python -m lpm_jax.bench run --videos FOLDER --name theirs --suite small --out runs/theirs
     python -m lpm_jax.bench run --cases FOLDER --out runs/mine
     python -m lpm_jax.bench run --videos FOLDER --cases FOLDER --instruments real --weights ONNX --out runs/real
@@ -40,6 +41,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--name", help="what to call the model in results (default: the model's or folder's name)")
     add("--chunk", type=int, help="frames that the system makes at a time (default: the model's; for --videos 12)")
     add("--seed", type=int, default=0, help="of the model's noise")
+    add("--offline", action="store_true", help="perform as Base does, segment by segment, instead of streaming")
+    add("--text-scale", type=float, help="with --offline: guidance by the prompt (default: the model's; 1 is none)")
+    add("--audio-scale", type=float, help="with --offline: guidance by the sound")
     add("--instruments", default="drawn", choices=("drawn", "real"), help="made for drawings or for real faces")
     add("--weights", type=Path, metavar="DIR", help="ONNX files of the instruments for real faces (docs/bench.md)")
     args = parser.parse_args(argv)
@@ -51,6 +55,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise InputError(f"--out: expected a folder, found the file {str(args.out)!r}")
     if args.videos is not None and not args.videos.is_dir():
         raise InputError(f"--videos: expected a folder of MP4 files, found none at {str(args.videos)!r}")
+    if args.offline and (args.videos is not None or args.model == "truth"):
+        raise InputError("--offline: expected a model that performs, found " + ("--videos" if args.videos else "truth"))
+    if not args.offline and (args.text_scale, args.audio_scale) != (None, None):
+        raise InputError("--text-scale, --audio-scale: expected with --offline, found a model that streams")
     if (args.weights is None) != (args.instruments == "drawn"):
         found = "none" if args.weights is None else "them for drawn ones"
         raise InputError(f"--weights: expected a folder of ONNX files with --instruments real, found {found}")
@@ -83,19 +91,27 @@ def load_cases(suite: str, folder: Path | None, out: Path) -> Cases:
 def main(argv: list[str]) -> int:
     args = parse(argv)
     instruments = load_instruments(args.weights)
-    pipeline, chunk = None, args.chunk or 12
-    if args.videos is None and args.model != "truth":
-        pipeline = _pipeline(args.model)
-        chunk = args.chunk or pipeline.chunk_frames
+    model, chunk, maker = None, args.chunk or 12, {}
+    if args.offline:
+        model = _base(args.model, args.text_scale, args.audio_scale)
+        sample = model.config.sample
+        maker = {"offline": {"text_scale": sample.text_scale, "audio_scale": sample.audio_scale, "steps": sample.steps}}
+    elif args.videos is None and args.model != "truth":
+        model = _pipeline(args.model)
+        chunk = args.chunk or model.chunk_frames
     name = args.name or (args.videos.resolve() if args.videos else Path(args.model)).name
     suite = args.cases.resolve().name if args.cases else args.suite
     if args.videos is None:
-        claim(args.out, {"model": name, "weights": fingerprint(args.model), "suite": suite, "seed": args.seed})
+        claim(args.out, {"model": name, "weights": fingerprint(args.model), "suite": suite, "seed": args.seed} | maker)
     cases = load_cases(args.suite, args.cases, args.out)
-    results = run(args.out, cases, pipeline, args.videos, args.seed, chunk, instruments)
+    results = run(args.out, cases, model, args.videos, args.seed, chunk, instruments)
     source = f"--videos {name}" if args.videos else f"--model {name}"
     command = f"python -m lpm_jax.bench run {source} --suite {suite} --seed {args.seed}"
     head = {"schema": SCHEMA, "suite": suite, "model": name, "seed": args.seed, "command": command}
+    if args.offline:
+        head |= maker
+        given = (("--text-scale", args.text_scale), ("--audio-scale", args.audio_scale))
+        head["command"] += " --offline" + "".join(f" {name} {x:g}" for name, x in given if x is not None)
     if args.weights:
         head["command"] += f" --instruments real --weights {args.weights.resolve().name}"
         head["instruments"] = instruments.fingerprints()
@@ -148,7 +164,7 @@ def fingerprint(model: str) -> str:
 def run(
     out: Path,
     cases: Sequence[Case],
-    pipeline: Any,
+    model: Any,
     videos: Path | None = None,
     seed: int = 0,
     chunk: int = 12,
@@ -156,10 +172,10 @@ def run(
 ) -> dict[str, Any]:
     """Makes or finds the videos, writes the true ones beside them and scores all; ``metrics`` and ``cases``.
 
-    Without a pipeline and without ``videos`` the true video plays.
+    ``model`` is a pipeline, or a Base that performs offline. Without one and without ``videos`` the true video plays.
     """
     from lpm_jax.bench.files import copy, read_video, write_video
-    from lpm_jax.bench.perform import find_videos, perform
+    from lpm_jax.bench.perform import find_videos, perform, perform_offline
     from lpm_jax.bench.score import score_cases, summary
 
     instruments = instruments or load_instruments()
@@ -177,10 +193,11 @@ def run(
             copy(recorded, true)
         elif case.truth and not true.exists():
             write_video(true, case.truth.video(), case.speak)
-        if case.id in given or (recorded and pipeline is None):
+        if case.id in given or (recorded and model is None):
             copy(given.get(case.id, recorded), path)
         elif not path.exists():
-            blocks = perform(pipeline, case, seed) if pipeline else _true_blocks(case)
+            by = perform_offline if hasattr(model, "generate") else perform
+            blocks = by(model, case, seed) if model else _true_blocks(case)
             write_video(path, blocks, case.speak)
 
     def opened(folder: str):
@@ -225,6 +242,19 @@ def _pipeline(model: str):
     pipeline = Pipeline.from_pretrained(model)
     pipeline.warm_up()
     return pipeline
+
+
+def _base(model: str, text_scale: float | None, audio_scale: float | None):
+    import dataclasses
+
+    from lpm_jax.base.video import Base
+    from lpm_jax.compilation import keep_programs
+
+    keep_programs()
+    base = Base.from_pretrained(model)
+    given = {"text_scale": text_scale, "audio_scale": audio_scale}
+    sample = dataclasses.replace(base.config.sample, **{name: x for name, x in given.items() if x is not None})
+    return Base(dataclasses.replace(base.config, sample=sample), base.params, base.prompts)
 
 
 def _true_blocks(case: Case):

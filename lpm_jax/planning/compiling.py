@@ -48,7 +48,8 @@ def plan(config: Config, stage: str, where: Topology, devices: list[Any]) -> Pla
         return dataclasses.replace(made, memory=needed, seconds=time.perf_counter() - began)
     seconds = time.perf_counter() - began
     pod = topology.pod(where, mesh)
-    count = hlo.analyse(compiled.as_text(), dict(mesh.shape), where.compiler)
+    turns = programs.turns(config, stage)
+    count = hlo.analyse(compiled.as_text(), dict(mesh.shape), where.compiler, turns)
     unknown = kernels.add(count)
     needs = memory.measured(program, compiled, limit)
     if where.compiler == "cpu":  # the CPU compiler keeps what accelerators' do not: logits, 32-bit copies
@@ -56,5 +57,5 @@ def plan(config: Config, stage: str, where: Topology, devices: list[Any]) -> Pla
         analytic.corrected(count, config, stage, dict(mesh.shape))
     return dataclasses.replace(
         made, memory=needs, count=count, roofline=roofline(count, pod), collectives=report.rows(count, pod),
-        unknown=unknown, seconds=seconds,
+        unknown=unknown, turns=turns, seconds=seconds,
     )  # fmt: skip

@@ -70,7 +70,7 @@ class Count:
     traffic: Traffic = Traffic()
     collectives: Counter[Collective] = dataclasses.field(default_factory=Counter)
     kernels: Counter[Kernel] = dataclasses.field(default_factory=Counter)
-    unknown_loops: set[str] = dataclasses.field(default_factory=set)  # counted once
+    unknown_loops: set[str] = dataclasses.field(default_factory=set)  # whose length the program is told as it runs
 
     def add(self, other: Count, times: int = 1) -> None:
         for name in ("flops", "collectives", "kernels"):
@@ -85,22 +85,23 @@ class Count:
         return sum(self.flops.values())
 
 
-def analyse(text: str, mesh: dict[str, int], platform: str = "") -> Count:
+def analyse(text: str, mesh: dict[str, int], platform: str = "", turns: int = 1) -> Count:
     """Counts of the program whose optimised HLO is ``text``, for one device of a mesh of the given axes, in order.
 
-    ``platform`` ``"cpu"`` undoes what only the CPU compiler does: 16-bit collectives in 32 bits.
+    ``platform`` ``"cpu"`` undoes what only the CPU compiler does: 16-bit collectives in 32 bits. A loop whose length is
+    no constant of the program counts ``turns`` times.
 
     Raises:
       ValueError: ``text`` is no HLO module.
     """
-    return _Walk(parse(text), mesh, platform == "cpu").computation
+    return _Walk(parse(text), mesh, platform == "cpu", turns).computation
 
 
 class _Walk:
     """One pass over a module; computations are counted once and remembered."""
 
-    def __init__(self, module: Module, mesh: dict[str, int], widened: bool):
-        self.module, self.mesh, self.widened = module, mesh, widened
+    def __init__(self, module: Module, mesh: dict[str, int], widened: bool, turns: int):
+        self.module, self.mesh, self.widened, self.turns = module, mesh, widened, turns
         self.devices = 1
         for n in mesh.values():
             self.devices *= n
@@ -124,7 +125,7 @@ class _Walk:
             times = trips(self.module, computation, instruction)
             if times is None:
                 count.unknown_loops.add(instruction.label)
-            count.add(self.walk(instruction.attribute("body"), fused), 1 if times is None else times)
+            count.add(self.walk(instruction.attribute("body"), fused), self.turns if times is None else times)
         elif opcode == "conditional":
             branches = [self.walk(name, fused) for name in _branches(instruction)]
             count.add(max(branches, key=lambda c: (c.all_flops, c.traffic.hbm, sum(x.bytes for x in c.collectives))))

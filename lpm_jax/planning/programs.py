@@ -90,6 +90,12 @@ def model_flops(config: Config, stage: str) -> int:
     return passes * pass_flops(config, stage)
 
 
+def turns(config: Config, stage: str) -> int:
+    """How often a loop runs on average whose length a step is told: the chunks of a rollout without gradients."""
+    on_policy = stage in DUELS and stage != "online.dmd_off"
+    return max(1, round((config.distill.rollout - config.distill.gradient) / 2)) if on_policy else 1
+
+
 def pass_flops(config: Config, stage: str) -> int:
     """Of one forward pass."""
     work = workload(config, stage)

@@ -48,6 +48,7 @@ class Plan:
     roofline: Roofline | None = None
     collectives: tuple[Row, ...] = ()
     unknown: dict[str, int] = dataclasses.field(default_factory=dict)  # kernels that nobody counted
+    turns: int = 1  # that loops count whose length the program is told
     seconds: float = 0.0  # that compiling took
 
     @property
@@ -123,7 +124,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "collective_bytes_sent_per_device": _by_axes(plan.count),
             "collectives": [dataclasses.asdict(row) for row in plan.collectives],
             "kernels_not_counted": plan.unknown,
-            "loops_not_counted": sorted(plan.count.unknown_loops),
+            "loops_of_unknown_length": sorted(plan.count.unknown_loops),
+            "counted_times": plan.turns,
             "step_seconds": {
                 "bound": line.bound,
                 "overlapped": line.overlapped,
@@ -213,7 +215,8 @@ def table(plan: Plan, most: int = 12) -> str:
     if plan.unknown:
         lines.append("not counted: " + ", ".join(f"{n} x kernel {name}" for name, n in plan.unknown.items()))
     if count.unknown_loops:
-        lines.append(f"counted once for want of a trip count: {', '.join(sorted(count.unknown_loops))}")
+        names = ", ".join(sorted(count.unknown_loops))
+        lines.append(f"loops whose length is told as they run, counted {plan.turns} x: {names}")
     return "\n".join(lines)
 
 

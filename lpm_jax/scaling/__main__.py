@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from lpm_jax.checkpoint import write_json
-from lpm_jax.config import load_config
 from lpm_jax.environment import environment
 from lpm_jax.errors import ArgumentParser, InputError, run_door
+from lpm_jax.options import load_config
 from lpm_jax.scaling import laws, plot, report
 
 COUNTED = (

@@ -17,9 +17,10 @@ from typing import Any
 import jax
 
 from lpm_jax.checkpoint import load_weights, write_json
-from lpm_jax.config import Config, TrainConfig, VAEConfig, from_dict, override
+from lpm_jax.config import Config, TrainConfig, VAEConfig
 from lpm_jax.errors import InputError
 from lpm_jax.models import conditions
+from lpm_jax.options import from_dict, override
 from lpm_jax.scaling import count, evaluate
 from lpm_jax.training import stages
 

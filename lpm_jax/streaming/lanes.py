@@ -5,10 +5,10 @@
     chunk n                       latents --> VAE         its devices: the picture's columns, edges exchanged
     chunk n-1                                 frames --> host
 
-A lane is a compiled program, and JAX dispatches without waiting: while one runs on its devices, the next is queued on
-the others'. No threads are needed, nor locks; what is handed over is bounded by :attr:`Lanes.ahead` chunks, so that a
-slow lane holds up the one before it. With one device all lanes share it. A lane that fails raises where its frames are
-asked for, in the session that asked.
+A lane is a compiled program, and a thread of its own sends it chunks in their order: handing arrays from one lane's
+devices to another's may wait for them, and must not hold up the lane before. What is on its way is bounded by
+:attr:`Lanes.ahead` chunks, so that a slow lane holds up the whole. With one device all lanes share it. A lane that
+fails raises where its frames are asked for, in the session that asked.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -35,17 +37,18 @@ from lpm_jax.streaming.generator import StreamState
 from lpm_jax.streaming.refiner import RefinerState, refine
 
 SPACE = "space"
+LANES = ("generator", "refiner", "vae")
 
 
 class Pending(NamedTuple):
-    """A chunk on its way: ``frames`` is there when the VAE's lane is done."""
+    """A chunk on its way: ``frames`` is an array when the VAE's lane was sent it."""
 
     index: int
-    frames: Array
+    frames: Future
 
     def get(self) -> UInt8[np.ndarray, "b frames h w 3"]:
-        """Waits for the frames."""
-        return np.asarray(self.frames)
+        """Waits for the frames. What a lane raised, this raises."""
+        return np.asarray(self.frames.result())
 
 
 class Run(NamedTuple):
@@ -104,8 +107,14 @@ class Lanes:
         self._generate: Any = None  # compiled for the layout of the first stream's state, which all share
         self._refine: Any = None
         self._decode = jax.jit(self._frames, donate_argnums=2, out_shardings=(self.columns, self.columns))
+        #: The thread that sends a lane its chunks. All streams share it: what was sent first runs first.
+        self.threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in LANES if self.has(name)}
         self.began = time.perf_counter()
         self.runs: list[Run] = []
+
+    def has(self, lane: str) -> bool:
+        """Whether the model has this lane: not every one has a Refiner."""
+        return lane != "refiner" or bool(self.config.stream.refine)
 
     def _frames(self, params: dict, latents: Array, state: dict) -> tuple[dict, Array]:
         frames, state = vae.decode(self.config.vae, params, latents, state)
@@ -145,63 +154,94 @@ def _refined(config: Config, params: dict, state: RefinerState, told: dit.Condit
 
 
 class LaneStream:
-    """One conversation on :class:`Lanes`."""
+    """One conversation on :class:`Lanes`. Its methods are called from one thread."""
 
     def __init__(self, lanes: Lanes, state: StreamState, fine: RefinerState | None, decoder: dict, watch: bool):
-        self.lanes, self.state, self.fine, self.decoder = lanes, state, fine, decoder
+        self.lanes = lanes
+        # Each lane's own part, which its thread alone changes while chunks are on their way.
+        self.parts: dict[str, Any] = {"generator": state, "refiner": fine, "vae": decoder}
         self.index = 0
         self._pending: deque[Pending] = deque()
         self._watch = _Watch(lanes) if watch else None
 
-    def step(self, speak: Float[Array, "b samples"], listen: Float[Array, "b samples"]) -> Pending:
-        """Sends the next chunk on its way; waits only while ``ahead`` others are."""
-        lanes = self.lanes
-        while len(self._pending) >= lanes.ahead:
-            jax.block_until_ready(self._pending.popleft().frames)
-        everywhere = sharding.replicated(lanes.mesh)
-        sent = time.perf_counter()
-        with sharding.on(lanes.mesh):
-            sound = jax.device_put((speak, listen), everywhere)
-            self.state, latents = lanes._generate(lanes.params, self.state, *sound)
-        self._note("generator", sent, latents)
-        if self.fine is not None:
-            handed = jax.device_put(latents, sharding.replicated(lanes.refiner_mesh))
-            with sharding.on(lanes.refiner_mesh):
-                self.fine, latents = lanes._refine(lanes.fine, self.fine, *handed)
-            self._note("refiner", sent, latents)
-        handed = jax.device_put(latents, lanes.columns)
-        self.decoder, frames = lanes._decode(lanes.vae, handed, self.decoder)
-        pending = Pending(self.index, frames)
-        self._note("vae", sent, frames)
+    def step(
+        self, speak: Float[Array | np.ndarray, "b samples"], listen: Float[Array | np.ndarray, "b samples"]
+    ) -> Pending:
+        """Sends the next chunk on its way; waits only while ``ahead`` others are. What failed is raised by its
+        :class:`Pending`."""
+        while len(self._pending) >= self.lanes.ahead:
+            _wait(self._pending.popleft())
+        send, sent = partial(self._send, self.index, time.perf_counter()), (speak, listen)
+        handed = send("generator", self._generator, sent)
+        if self.lanes.has("refiner"):
+            handed = send("refiner", self._refiner, handed)
+        pending = Pending(self.index, send("vae", self._vae, handed))
         self._pending.append(pending)
         self.index += 1
         return pending
 
-    def _note(self, lane: str, sent: float, result: Any) -> None:
-        """At once: what comes after it may wait for it."""
-        if self._watch:
-            self._watch.note(lane, self.index, sent, result)
+    def _send(self, chunk: int, sent: float, lane: str, work: Callable, handed: Any) -> Future:
+        """Has the lane's thread do ``work`` on what the lane before hands over."""
+
+        def run() -> Any:
+            given = handed.result() if isinstance(handed, Future) else handed
+            self.parts[lane], result = work(self.parts[lane], given)
+            if self._watch:
+                self._watch.note(lane, chunk, sent, result)
+            return result
+
+        return self.lanes.threads[lane].submit(run)
+
+    def _generator(self, state: StreamState, sound: tuple) -> tuple[StreamState, Any]:
+        lanes = self.lanes
+        with sharding.on(lanes.mesh):
+            sound = jax.device_put(sound, sharding.replicated(lanes.mesh))
+            return lanes._generate(lanes.params, state, *sound)
+
+    def _refiner(self, state: RefinerState, coarse: tuple) -> tuple[RefinerState, Array]:
+        lanes = self.lanes
+        with sharding.on(lanes.refiner_mesh):
+            coarse = jax.device_put(coarse, sharding.replicated(lanes.refiner_mesh))
+            return lanes._refine(lanes.fine, state, *coarse)
+
+    def _vae(self, state: dict, latents: Array) -> tuple[dict, Array]:
+        return self.lanes._decode(self.lanes.vae, jax.device_put(latents, self.lanes.columns), state)
+
+    def settle(self) -> dict[str, Any]:
+        """The lanes' parts when all that was sent is done."""
+        while self._pending:
+            _wait(self._pending.popleft())
+        return self.parts
 
     def before(self) -> tuple:
-        """What is needed to take the next chunk back (:meth:`take_back`)."""
-        config = self.lanes.config
-        fine = None if self.fine is None else generator.track_before(config, self.fine)
-        return generator.before(config, self.state), fine, jax.tree.map(jnp.copy, self.decoder), self.index
+        """What is needed to take the next chunk back (:meth:`take_back`); waits for those on their way."""
+        config, parts = self.lanes.config, self.settle()
+        fine = generator.track_before(config, parts["refiner"]) if self.lanes.has("refiner") else None
+        return generator.before(config, parts["generator"]), fine, jax.tree.map(jnp.copy, parts["vae"]), self.index
 
     def take_back(self, undo: tuple) -> None:
         """The stream as it was before its last chunk, in every lane."""
-        kept, fine, self.decoder, self.index = undo
-        self.state = generator.rollback(self.lanes.config, self.state, kept)
-        if self.fine is not None:
-            self.fine = generator.track_rollback(self.lanes.config, self.fine, fine)
-        self._pending.clear()
+        config, parts = self.lanes.config, self.settle()
+        kept, fine, decoder, self.index = undo
+        self.parts = {
+            "generator": generator.rollback(config, parts["generator"], kept),
+            "refiner": None,
+            "vae": decoder,
+        }
+        if self.lanes.has("refiner"):
+            self.parts["refiner"] = generator.track_rollback(config, parts["refiner"], fine)
 
     def close(self) -> None:
         """Waits for what is on its way."""
-        for pending in self._pending:
-            jax.block_until_ready(pending.frames)
+        self.settle()
         if self._watch:
             self._watch.close()
+
+
+def _wait(pending: Pending) -> None:
+    """Until a chunk is done or has failed, which who holds it will hear."""
+    if pending.frames.exception() is None:
+        jax.block_until_ready(pending.frames.result())
 
 
 class _Watch:
@@ -209,9 +249,9 @@ class _Watch:
 
     def __init__(self, lanes: Lanes):
         self.lanes = lanes
-        names = ["generator", "refiner", "vae"] if lanes.config.stream.refine else ["generator", "vae"]
+        names = list(lanes.threads)
         self.queues: dict[str, SimpleQueue[Any]] = {name: SimpleQueue() for name in names}
-        self.ready: dict[tuple[str, int], float] = {}  # when a lane's result of a chunk was there
+        self.ready: dict[tuple[str, int], Future] = {}  # when a lane's result of a chunk was there
         before = dict(zip(names[1:], names, strict=False))
         self.threads = [
             threading.Thread(target=self._follow, args=(name, before.get(name, "")), daemon=True) for name in names
@@ -220,6 +260,7 @@ class _Watch:
             thread.start()
 
     def note(self, lane: str, chunk: int, sent: float, result: Any) -> None:
+        self.ready[lane, chunk] = Future()
         self.queues[lane].put((chunk, sent, result))
 
     def _follow(self, lane: str, before: str) -> None:
@@ -227,8 +268,9 @@ class _Watch:
         while (item := self.queues[lane].get()) is not None:
             chunk, sent, result = item
             jax.block_until_ready(result)
-            end = self.ready[lane, chunk] = time.perf_counter()
-            begin = max(last, self.ready.get((before, chunk), sent))
+            end = time.perf_counter()
+            self.ready[lane, chunk].set_result(end)
+            begin = min(end, max(last, self.ready[before, chunk].result() if before else sent))
             self.lanes.runs.append(Run(lane, chunk, begin - self.lanes.began, end - self.lanes.began))
             last = end
 

@@ -9,6 +9,7 @@ import pytest
 
 from lpm_jax.base import sampler
 from lpm_jax.config import SampleConfig
+from lpm_jax.models import conditions
 from lpm_jax.models.conditions import history_tokens
 from lpm_jax.models.denoiser import Denoiser
 from tests import tiny
@@ -104,6 +105,21 @@ def test_guidance_is_its_formula(text, audio, terms):
     got = sampler.Guided(config, params, inputs, FRAMES)(x, level)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
     assert tiny.differs(sound, none) and tiny.differs(both, sound)  # all three are heard
+
+
+@pytest.mark.slow
+def test_text_may_come_encoded():
+    """As large models train on: the same estimate as from ids. Words beyond a text's end count in neither."""
+    config = dataclasses.replace(tiny.CONFIG, sample=SampleConfig(text_scale=3.0, audio_scale=2.0))
+    params, inputs = tiny.params(), batch()
+    full = {"text": jnp.arange(1, 9), "negative": jnp.array([1, 9, 7, 2, 2, 5, 4, 3])}
+    ids = inputs | {name: jnp.broadcast_to(x, (2, 8)) for name, x in full.items()}
+    encoded = ids | {name: conditions.encode_text(config, params, ids[name])[0] for name in full}
+    x = jax.random.normal(jax.random.key(0), (2, FRAMES, 4, 32))
+    want, got = (
+        sampler.Guided(config, params, given, FRAMES)(x, jnp.full((2, FRAMES), 0.6)) for given in (ids, encoded)
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_a_sample_keeps_a_clean_tail():

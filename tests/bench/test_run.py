@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,13 +11,16 @@ import pytest
 pytest.importorskip("cv2")
 pytest.importorskip("espeakng_loader")
 
+from lpm_jax.base.video import Base
 from lpm_jax.bench import run as bench
 from lpm_jax.bench.cases import Case, write_case
 from lpm_jax.bench.files import read_video, write_flac, write_picture, write_video
-from lpm_jax.bench.perform import perform
+from lpm_jax.bench.perform import perform, perform_offline
 from lpm_jax.bench.schema import METRICS, read_results
 from lpm_jax.bench.suites import specs
+from lpm_jax.config import SampleConfig
 from lpm_jax.errors import InputError
+from tests import tiny
 from tests.bench.drawn import TruePipeline, case, instruments, video
 
 
@@ -108,6 +112,34 @@ def test_prompts_change_at_the_chunk_that_begins_in_their_segment():
     assert [at for at, _ in pipeline.prompts] == starts
 
 
+def test_a_teacher_performs_offline_from_the_first_frame_on():
+    """Base's first frame is the picture, a frame before the case begins; segments ask for the prompts of their time."""
+    made, asked = case("motion"), {}
+
+    class Recorder:
+        config = dataclasses.replace(tiny.CONFIG, sample=SampleConfig(segment=25, overlap=2))  # 16 frames further each
+
+        def generate(self, image, speak, listen, prompts, **given):
+            asked.update(image=image, speak=speak, listen=listen, prompts=prompts, **given)
+            total = round(given["seconds"] * 24)
+            return iter([np.zeros((1, 2, 2, 3), np.uint8), np.ones((total - 1, 2, 2, 3), np.uint8)])
+
+    frames = np.concatenate(list(perform_offline(Recorder(), made, 3)))
+    assert len(frames) == made.frames and frames.all()
+    for name in ("speak", "listen"):
+        assert not asked[name][:1000].any() and np.array_equal(asked[name][1000:], getattr(made, name))
+    want = [next(s for s in reversed(made.prompt) if 24 * s.start <= at).text for at in range(0, made.frames, 16)]
+    assert asked["prompts"] == want and len(set(want)) == len({s.text for s in made.prompt}) > 1
+    assert asked["seed"] == 3 and len(asked["references"]) == tiny.CONFIG.stream.references
+
+
+def test_base_performs_a_case():
+    made = case("speaking")
+    base = Base(dataclasses.replace(tiny.CONFIG, sample=SampleConfig(2, 1.0, 1.0, 1.0, 37)), tiny.params())
+    frames = np.concatenate(list(perform_offline(base, made)))
+    assert frames.shape == (made.frames, 32, 32, 3) and frames.std() > 1
+
+
 def test_videos_of_other_rates_and_sizes_are_brought_to_ours(tmp_path):
     import av
 
@@ -157,6 +189,8 @@ def test_own_cases_without_truth_are_scored_as_far_as_can_be(tmp_path, monkeypat
         (["--out", "DIR", "--suite", "huge"], "--suite: expected one of tiny, small, full, long, found 'huge'"),
         (["--out", "DIR", "--model", "nobody"], "nobody"),
         (["--out", "DIR", "--seed", "-1"], "--seed: expected 0 to 2147483647, found -1"),
+        (["--out", "DIR", "--model", "truth", "--offline"], "--offline: expected a model that performs, found truth"),
+        (["--out", "DIR", "--audio-scale", "2"], "--audio-scale: expected with --offline, found a model that streams"),
         (["--out", "DIR", "--chunk", "1"], "--chunk: expected 2 to 1,000 frames, found 1"),
         (["--out", "DIR", "--cases", "DIR/none", "--model", "truth"], "expected a folder of cases"),
         (["--out", "DIR", "--suite", "tiny", "--videos", "DIR/none"], "--videos: expected a folder of MP4 files"),

@@ -58,6 +58,8 @@ def test_largest_branch_and_unknown_loops(programs):
     count = hlo.analyse(programs["branches"], MESH)
     assert count.all_flops == 2 * 64 * 64 * 64 + 2 * 64 * 64 * 16  # a loop of unknown length counts once
     assert len(count.unknown_loops) == 1
+    longer = hlo.analyse(programs["branches"], MESH, turns=3)
+    assert longer.all_flops - count.all_flops == 2 * 2 * 64 * 64 * 16
 
 
 def test_products(programs):

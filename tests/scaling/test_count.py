@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpm_jax.config import load_config
 from lpm_jax.models import conditions
 from lpm_jax.models.conditions import history_tokens
+from lpm_jax.options import load_config
 from lpm_jax.scaling import count
 from lpm_jax.training.flow_matching import make_loss
 from tests import tiny

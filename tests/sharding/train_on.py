@@ -21,8 +21,9 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from lpm_jax import sharding  # noqa: E402
-from lpm_jax.config import Config, MeshConfig, TrainConfig, override  # noqa: E402
+from lpm_jax.config import Config, MeshConfig, TrainConfig  # noqa: E402
 from lpm_jax.models import conditions  # noqa: E402
+from lpm_jax.options import override  # noqa: E402
 from lpm_jax.planning.hlo import analyse  # noqa: E402
 from lpm_jax.training.flow_matching import CAUSAL, frozen, make_loss  # noqa: E402
 from lpm_jax.training.step import accumulated, make_program  # noqa: E402

@@ -78,11 +78,11 @@ def one_config(config, ways: list) -> None:
         stream = lanes.open(begin(config), watch=True)
         chunks = [stream.step(*sounds(n)) for n in range(CHUNKS)]
         worst = max(float(np.abs(c.get().astype(int) - w).max()) for c, w in zip(chunks, want, strict=True))
-        own_cache = caches(stream.state, stream.fine)
         undo = stream.before()
-        stream.step(*sounds(70)).get()
+        own_cache = caches(stream.parts["generator"], stream.parts["refiner"])
+        stream.step(*sounds(70))
         stream.take_back(undo)
-        again = caches(stream.state, stream.fine)
+        again = caches(stream.parts["generator"], stream.parts["refiner"])
         stream.close()
         programs = [lanes._generate, lanes._decode] + ([lanes._refine] if config.stream.refine else [])
         print(
@@ -96,7 +96,7 @@ def one_config(config, ways: list) -> None:
                     "scale": float(np.abs(cache).max()),
                     "taken back": bool((again == own_cache).all()),
                     "compiled": [program._cache_size() for program in programs],
-                    "sharded": not stream.state.cache.k.sharding.is_fully_replicated,
+                    "sharded": not stream.parts["generator"].cache.k.sharding.is_fully_replicated,
                     "runs": [list(run) for run in lanes.runs],
                 }
             ),

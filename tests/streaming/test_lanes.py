@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from lpm_jax.config import MeshConfig
 from lpm_jax.errors import InputError
+from lpm_jax.pipeline import Pipeline
+from lpm_jax.streaming.generator import chunk_samples
 from lpm_jax.streaming.lanes import Lanes
 from tests import tiny
 
@@ -55,3 +58,26 @@ def test_what_does_not_divide_is_named(mesh, decoder, message):
             MeshConfig(**({"fsdp": 1} | mesh)),
             [one] * (decoder or 1),
         )
+
+
+def test_a_lane_that_fails_is_heard_where_its_frames_are_asked_for():
+    pipe = Pipeline(tiny.CONFIG, tiny.params())
+    lanes = Lanes(tiny.CONFIG, pipe.params, jax.devices()[:1])
+    sound = np.zeros((1, chunk_samples(tiny.CONFIG)), np.float32)
+    ours, theirs = (lanes.open(pipe.open(tiny.picture(), seed=seed)._state) for seed in (0, 1))
+    want = theirs.step(sound, sound).get()
+    decode = lanes._decode
+
+    def broken(*_):
+        raise RuntimeError("no decoder today")
+
+    lanes._decode = broken
+    chunks = [ours.step(sound, sound) for _ in range(4)]  # more than may be on their way
+    for chunk in chunks:
+        with pytest.raises(RuntimeError, match="no decoder today"):
+            chunk.get()
+    lanes._decode = decode
+    again = lanes.open(pipe.open(tiny.picture(), seed=1)._state)
+    np.testing.assert_array_equal(again.step(sound, sound).get(), want)
+    for stream in (ours, theirs, again):
+        stream.close()

@@ -130,25 +130,29 @@ def sliced_wasserstein(a, b, directions=64):
 
 @pytest.mark.slow
 def test_a_distilled_generator_makes_the_mixture():
-    """One evaluation, a learned critic, an exact teacher: the generator's samples are hardly farther from the mixture's
-    than the mixture's own are from each other. The goal is 5 % more; 30 were reached (docs/distillation.md)."""
+    """One evaluation, an exact teacher, and a critic that begins as the teacher and learns what differs, as a stage's
+    critic does: its samples are hardly farther from the mixture's than these are from each other. The goal is
+    5 % more; 9 were reached (docs/distillation.md)."""
     net, batch, sets = Net(), 1024, 32
     keys = jax.random.split(jax.random.key(0), 2)
     start = [net.init(k, jnp.zeros((1, 2)), jnp.zeros(1))["params"] for k in keys]
-    steps, every = 12_000, 4
-    rules = [optax.adam(optax.cosine_decay_schedule(rate, steps), b1=0.0, b2=0.99) for rate in (2e-4, 1e-3)]
+    steps, every = 24_000, 4
+    rates = ((4e-4, steps // every), (1e-3, steps))  # each falls over its own network's updates
+    rules = [optax.adam(optax.cosine_decay_schedule(*rate), b1=0.0, b2=0.99) for rate in rates]
 
     def make(params, key):
         z = jax.random.normal(key, (batch, 2))
         return z + net.apply({"params": params}, z, jnp.ones(batch))
+
+    def supposed(critic, noisy, level):
+        return jax.vmap(estimate)(noisy, level) - level[:, None] * net.apply({"params": critic}, noisy, level)
 
     def generator_loss(params, critic, key):
         k1, k2, k3 = jax.random.split(key, 3)
         # As a sample of video has many values, one here is a set of points: a point alone may be its own estimate.
         x, level = make(params, k1), jnp.repeat(dmd.sample_level(k2, sets, 0.02, 0.98, 1.0), batch // sets)
         noisy = jax.lax.stop_gradient(add_noise(x, jax.random.normal(k3, x.shape), level))
-        fake = noisy - level[:, None] * net.apply({"params": critic}, noisy, level)  # a velocity, read as in flow.py
-        real = jax.vmap(estimate)(noisy, level)
+        real, fake = jax.vmap(estimate)(noisy, level), supposed(critic, noisy, level)
         real, fake = jax.lax.stop_gradient((real, fake))
         return dmd.matching_loss(*(y.reshape(sets, -1, 2) for y in (x, real, fake)))
 
@@ -156,8 +160,8 @@ def test_a_distilled_generator_makes_the_mixture():
         k1, k2, k3 = jax.random.split(key, 3)
         x = jax.lax.stop_gradient(make(params, k1))
         level, noise = jax.random.uniform(k2, (batch,), minval=0.01), jax.random.normal(k3, x.shape)
-        out = net.apply({"params": critic}, add_noise(x, noise, level), level)
-        return jnp.mean(jnp.square(out - (noise - x)))
+        apart = (supposed(critic, add_noise(x, noise, level), level) - x) / level[:, None]
+        return jnp.mean(jnp.square(apart))
 
     def update(loss, params, other, state, rule, key):
         grad = jax.grad(loss)(params, other, key)
@@ -186,7 +190,7 @@ def test_a_distilled_generator_makes_the_mixture():
     _, _, _, average = train((*start, states, start[0]))
     n = 2000
     floor, ours, first = [], [], []
-    for i in range(8):
+    for i in range(100):
         k = jax.random.split(jax.random.key(100 + i), 3)
         z = jax.random.normal(k[2], (n, 2))
         made, fresh = (z + net.apply({"params": p}, z, jnp.ones(n)) for p in (average, start[0]))
@@ -196,4 +200,4 @@ def test_a_distilled_generator_makes_the_mixture():
     floor, ours, first = np.mean(floor), np.mean(ours), np.mean(first)
     print(f"sliced Wasserstein: floor {floor:.4f}, distilled {ours:.4f}, untrained {first:.4f}")
     assert first > 5 * floor  # it can fail
-    assert ours < 1.5 * floor
+    assert ours < 1.15 * floor

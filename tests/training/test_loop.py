@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from lpm_jax.checkpoint import load_weights
-from lpm_jax.config import from_dict
 from lpm_jax.errors import InputError, Paused
+from lpm_jax.options import from_dict
 from lpm_jax.training.loop import run_stage
 from tests.training import toy_stage
 

@@ -17,7 +17,7 @@ from lpm_jax.flow import add_noise
 from lpm_jax.models import conditions, dit
 from lpm_jax.pipeline import Pipeline
 from lpm_jax.planning import programs
-from lpm_jax.training import abstract, distill, latents, online, stages, trajectories
+from lpm_jax.training import abstract, distill, latents, ode, online, stages, trajectories
 from lpm_jax.training.loop import run_stage
 from tests import tiny
 from tests.scaling import fake
@@ -98,6 +98,27 @@ def test_low_rank_changes_alone_are_trained_and_kept(workdir):
     np.testing.assert_array_equal(*heads)
     kernels = [x["dit"]["blocks"]["speak"]["ffn_in"]["kernel"] for x in (made, start)]
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-5
+
+
+@pytest.mark.slow
+def test_fresh_noise_stands_in_for_a_trajectory():
+    """With a share of one nothing is read of the states; the loss is that of the sample with noise at their levels."""
+    config = CONFIG.for_stage("online.ode")
+    params, batch, key = weights(config), batch_of(config, 6), jax.random.key(3)
+    size = (2, len(trajectories.kept_levels(config)), *batch["latents"].shape[1:])
+    found = {}
+    for share in (0.0, 1.0):
+        own = dataclasses.replace(config, distill=dataclasses.replace(config.distill, fresh=share))
+        loss = jax.jit(lambda states, own=own: ode.make_loss(own)(params, batch | {"states": states}, key)[0])
+        noise = jax.random.split(key, 3)[2], jax.random.key(9)
+        truth = dit.patchify(config.dit, batch["latents"].astype(jnp.float32))
+        shape = truth.shape
+        kept = jnp.asarray(trajectories.kept_levels(config))[:, None, None, None]
+        mixed = [(1 - kept) * truth[:, None] + kept * jax.random.normal(k, shape)[:, None] for k in noise]
+        mixed = [dit.unpatchify(config.dit, x.reshape(-1, *shape[1:]), *config.cells).reshape(size) for x in mixed]
+        found[share] = [float(loss(states)) for states in mixed]
+    assert abs(found[0.0][0] - found[0.0][1]) > 1e-3 * found[0.0][0]
+    assert found[1.0][0] == found[1.0][1] == pytest.approx(found[0.0][0], rel=1e-4)
 
 
 @pytest.mark.slow
@@ -191,3 +212,5 @@ def test_operations_follow_the_rollout():
     window = programs.pass_flops(short, "base.identity")
     cheaper = programs.model_flops(dataclasses.replace(config, distill=plain), distill.ON)
     assert count - cheaper == pytest.approx(2 * window, rel=1e-6)
+    # A loop of unknown length counts as long as such a rollout's part without gradients is on average.
+    assert [programs.turns(more, stage) for stage in (distill.ON, distill.OFF)] == [2, 1]

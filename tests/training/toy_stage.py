@@ -18,8 +18,9 @@ import numpy as np
 
 from data_pipeline.loader import Rows
 from lpm_jax import distributed
-from lpm_jax.config import Config, TrainConfig, override
+from lpm_jax.config import Config, TrainConfig
 from lpm_jax.errors import run_door
+from lpm_jax.options import override
 from lpm_jax.sharding import Axes
 from lpm_jax.training.loop import Stage
 
