@@ -69,7 +69,7 @@ class Lanes:
       mesh: how the Generator's devices are laid out; ``fsdp`` must be 1.
       decoder: devices for the VAE; by default the Generator's first.
       refiner: devices for the Refiner, as many as the Generator's; by default those.
-      ahead: chunks that may be on their way.
+      ahead: chunks that may be on their way; by default one for each lane.
 
     Raises:
       InputError: the model does not divide over the devices.
@@ -82,10 +82,10 @@ class Lanes:
         devices: list,
         mesh: MeshConfig = MeshConfig(fsdp=1),  # noqa: B008
         decoder: list | None = None,
-        ahead: int = 2,
+        ahead: int = 0,
         refiner: list | None = None,
     ):
-        self.config, self.ahead = config, ahead
+        self.config = config
         self.mesh = sharding.make_mesh(mesh, devices)
         if refiner and len(refiner) != len(devices):
             raise InputError(f"Refiner: expected {len(devices)} devices, as the Generator, found {len(refiner)}")
@@ -109,6 +109,7 @@ class Lanes:
         self._decode = jax.jit(self._frames, donate_argnums=2, out_shardings=(self.columns, self.columns))
         #: The thread that sends a lane its chunks. All streams share it: what was sent first runs first.
         self.threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in LANES if self.has(name)}
+        self.ahead = ahead or len(self.threads)
         self.began = time.perf_counter()
         self.runs: list[Run] = []
 

@@ -63,6 +63,19 @@ def test_collectives_are_those_that_were_reviewed(three_axes):
 
 
 @pytest.mark.slow
+def test_distillation_on_a_mesh_equals_one_device():
+    """Rollouts, judges and both updates: of what two steps change, a few parts in a hundred thousand differ."""
+    command = [sys.executable, "-m", "tests.sharding.duel_on", "2", "fsdp=2,context=2,tensor=2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, mesh = (json.loads(line) for line in done.stdout.splitlines())
+    np.testing.assert_allclose(mesh["losses"], one["losses"], rtol=1e-5)
+    assert one["losses"][0][0] != one["losses"][1][0]  # it moves
+    assert all(0 < apart < 1e-3 for apart in mesh["apart"])
+    assert mesh["wrong"] == [] and mesh["cut"] > 20 > one["cut"] == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stage, options",
     [
