@@ -16,22 +16,25 @@ def get_config() -> Config:
     half = {"dtype": "bfloat16"}  # five times faster matrix products on AMX cores, and on GPU and TPU
     vae = {**half, "steps": 2200, "batch": 24, "crops_per_clip": 6, "learning_rate": 6e-3, "mouth": 5.0, "eyes": 3.0}
     dit = {**half, "batch": 8, "learning_rate": 4e-3, "warmup": 40, "ema": 0.99, "token_keep": 1.0, "unroll": True}
+    ode = {**dit, "steps": 320, "learning_rate": 3e-3, "mouth": 8.0, "init": "online.causal"}
     duel = {
-        **half, "batch": 4, "optimizer": "adamw", "learning_rate": 1e-4, "beta1": 0.0, "beta2": 0.99, "warmup": 10,
+        **half, "batch": 4, "optimizer": "adamw", "learning_rate": 1e-5, "beta1": 0.0, "beta2": 0.99, "warmup": 10,
         "steps": 400, "ema": 0.98, "clip": 1.0, "weight_decay": 0.0, "mouth": 8.0, "init": "online.causal",
     }  # fmt: skip
     return Config(
         name="toy",
         # Base offline (``python -m lpm_jax.base``): segments as long as a training window, no guidance.
         sample=SampleConfig(steps=8, shift=1.0, text_scale=1.0, audio_scale=1.0, segment=37),
-        distill=DistillConfig(generator_every=2, critic_learning_rate=1e-4, perceptual=0.1),
+        distill=DistillConfig(
+            audio_scale=2.0, windows=400, generator_every=2, critic_learning_rate=1e-4, low=0.4, perceptual=0.1
+        ),
         stages={
             "vae": {**vae, "ema": 0.998},
             "base.speak": {**dit, "steps": 250, "kinds": ("speak", "idle")},
             "base.listen": {**dit, "steps": 300},
             "base.identity": {**dit, "steps": 100, "extra_references": 0.3},
             "online.causal": {**dit, "steps": 2500, "extra_references": 0.3},
-            "online.ode": {**dit, "steps": 400, "init": "base.identity"},
+            "online.ode": ode,
             "online.dmd_off": {**duel, "token_keep": 1.0},
             "online.dmd_on": duel,
             "online.refine": {**duel, "init": "online.dmd_on"},

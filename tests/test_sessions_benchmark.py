@@ -34,6 +34,7 @@ def test_sessions_are_added_until_somebody_waits(tmp_path, monkeypatch, capsys):
     assert "sessions held" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_slots_play():
     pipe = Pipeline(tiny.CONFIG, tiny.params())
     for way in ("turns", "together"):

@@ -352,6 +352,7 @@ def test_the_step_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert step["memory"]["total"] > step["memory"]["arguments"] > 0
 
 
+@pytest.mark.slow
 def test_a_block_without_a_peer(tmp_path, monkeypatch, capsys):
     """A line says why; the run joins the file's others."""
     (tmp_path / "train_step_cpu.json").write_text('{"runs": [{"command": "earlier"}]}\n')

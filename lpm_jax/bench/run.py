@@ -39,7 +39,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--suite", default="small", help=f"{', '.join(SUITES)} (default: small)")
     add("--cases", type=Path, metavar="DIR", help="a folder of cases instead of a suite")
     add("--name", help="what to call the model in results (default: the model's or folder's name)")
-    add("--chunk", type=int, help="frames that the system makes at a time (default: the model's; for --videos 12)")
+    add("--chunk", type=int, help="frames that the system makes at a time (default: what a model streams, else 12)")
     add("--seed", type=int, default=0, help="of the model's noise")
     add("--offline", action="store_true", help="perform as Base does, segment by segment, instead of streaming")
     add("--text-scale", type=float, help="with --offline: guidance by the prompt (default: the model's; 1 is none)")

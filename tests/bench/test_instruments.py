@@ -83,6 +83,7 @@ def test_labels_are_in_the_readings_units():
     assert labels[1, 0] == 0.5 and labels[1, 4] == 0.5 and not labels[0].any()
 
 
+@pytest.mark.slow
 def test_untrained_instruments_take_part_in_an_observation():
     """Shapes and names, not accuracy."""
     looks, heard = identity.Looks(identity.Looks.initial(0)), sync.Sync(sync.Sync.initial(0))

@@ -113,6 +113,7 @@ def test_recordings_become_cases(recordings, cases):
     assert sum(len(part) for part in case.truth.video()) == 72
 
 
+@pytest.mark.slow
 def test_foreign_videos_are_scored_with_real_instruments(weights, cases, recordings, tmp_path, capsys):
     """Ada's lips come three frames late, Bob is as recorded, Eve nods only once."""
     theirs = tmp_path / "theirs"

@@ -61,7 +61,7 @@ def masked(config, params, batch, way, key, coarse=None):
     return jnp.concatenate(made, axis=1)
 
 
-@pytest.mark.parametrize("history", [pytest.param("last", marks=pytest.mark.slow), "each", "clean"])
+@pytest.mark.parametrize("history", [pytest.param(x, marks=pytest.mark.slow) for x in ("last", "clean")] + ["each"])
 def test_rollout_equals_masked_attention(history):
     cfg = config(history=history)
     params, batch, key = tiny.params(cfg), batch_of(cfg, CHUNKS * STREAM.chunk), jax.random.key(3)
@@ -71,7 +71,8 @@ def test_rollout_equals_masked_attention(history):
     assert float(jnp.abs(got - want).max()) < 1e-4
 
 
-@pytest.mark.parametrize("history", [pytest.param("last", marks=pytest.mark.slow), "clean"])
+@pytest.mark.slow
+@pytest.mark.parametrize("history", ["last", "clean"])
 def test_refiner_equals_masked_attention(history):
     cfg = config(refine=0.3, refiner_history=history)
     params, batch, key = tiny.params(cfg), batch_of(cfg, CHUNKS * STREAM.chunk), jax.random.key(3)

@@ -49,6 +49,7 @@ def test_what_is_stored_is_within_rounding(kind, error):
     assert stored_like(old, x).qvalue.nbytes == x.nbytes / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes, worst",
     [({"cache": "int8"}, 4), ({"weights": "int8"}, 10), ({"cache": "float8"}, 16), ({"weights": "float8"}, 40)],
