@@ -24,8 +24,6 @@ from lpm_jax.environment import environment
 from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.plan import parse_mesh
 
-LANES = ("generator", "refiner", "vae")
-
 
 def overlap(runs: list) -> float:
     """Share of the time, from the first to the last begin or end, in which two or more lanes work on a chunk. ``runs``:
@@ -40,6 +38,8 @@ def overlap(runs: list) -> float:
 
 def lanes_of(runs: list) -> list[str]:
     """The lanes that there are, in their order."""
+    from lpm_jax.streaming.lanes import LANES
+
     return [lane for lane in LANES if any(run[0] == lane for run in runs)]
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import hashlib
 import json
 import sys
@@ -104,7 +105,7 @@ def main(argv: list[str]) -> int:
     if args.videos is None:
         claim(args.out, {"model": name, "weights": fingerprint(args.model), "suite": suite, "seed": args.seed} | maker)
     cases = load_cases(args.suite, args.cases, args.out)
-    results = run(args.out, cases, model, args.videos, args.seed, chunk, instruments)
+    results = run(args.out, cases, model, args.videos, args.seed, chunk, instruments, args.offline)
     source = f"--videos {name}" if args.videos else f"--model {name}"
     command = f"python -m lpm_jax.bench run {source} --suite {suite} --seed {args.seed}"
     head = {"schema": SCHEMA, "suite": suite, "model": name, "seed": args.seed, "command": command}
@@ -169,10 +170,11 @@ def run(
     seed: int = 0,
     chunk: int = 12,
     instruments: Any = None,
+    offline: bool = False,
 ) -> dict[str, Any]:
     """Makes or finds the videos, writes the true ones beside them and scores all; ``metrics`` and ``cases``.
 
-    ``model`` is a pipeline, or a Base that performs offline. Without one and without ``videos`` the true video plays.
+    ``model`` is a pipeline, or a Base to perform ``offline``. Without one and without ``videos`` the true video plays.
     """
     from lpm_jax.bench.files import copy, read_video, write_video
     from lpm_jax.bench.perform import find_videos, perform, perform_offline
@@ -196,7 +198,7 @@ def run(
         if case.id in given or (recorded and model is None):
             copy(given.get(case.id, recorded), path)
         elif not path.exists():
-            by = perform_offline if hasattr(model, "generate") else perform
+            by = perform_offline if offline else perform
             blocks = by(model, case, seed) if model else _true_blocks(case)
             write_video(path, blocks, case.speak)
 
@@ -245,8 +247,6 @@ def _pipeline(model: str):
 
 
 def _base(model: str, text_scale: float | None, audio_scale: float | None):
-    import dataclasses
-
     from lpm_jax.base.video import Base
     from lpm_jax.compilation import keep_programs
 

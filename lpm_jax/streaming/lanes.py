@@ -13,6 +13,7 @@ fails raises where its frames are asked for, in the session that asked.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -224,13 +225,9 @@ class LaneStream:
         """The stream as it was before its last chunk, in every lane."""
         config, parts = self.lanes.config, self.settle()
         kept, fine, decoder, self.index = undo
-        self.parts = {
-            "generator": generator.rollback(config, parts["generator"], kept),
-            "refiner": None,
-            "vae": decoder,
-        }
+        parts["generator"], parts["vae"] = generator.rollback(config, parts["generator"], kept), decoder
         if self.lanes.has("refiner"):
-            self.parts["refiner"] = generator.track_rollback(config, parts["refiner"], fine)
+            parts["refiner"] = generator.track_rollback(config, parts["refiner"], fine)
 
     def close(self) -> None:
         """Waits for what is on its way."""
@@ -241,7 +238,7 @@ class LaneStream:
 
 def _wait(pending: Pending) -> None:
     """Until a chunk is done or has failed, which who holds it will hear."""
-    if pending.frames.exception() is None:
+    with contextlib.suppress(Exception):
         jax.block_until_ready(pending.frames.result())
 
 

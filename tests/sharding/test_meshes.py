@@ -19,11 +19,15 @@ MATRIX = [
 
 
 def runs(stage: str, steps: int, options: list[str], meshes: list[str]) -> dict[str, dict]:
-    command = [sys.executable, "-m", "tests.sharding.train_on", stage, str(steps), *options, "--", *meshes]
+    return told("train_on", stage, str(steps), *options, "--", *meshes)
+
+
+def told(module: str, *words: str) -> dict[str, dict]:
+    """The lines of JSON that a module beside this one prints, by mesh."""
+    command = [sys.executable, "-m", f"tests.sharding.{module}", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return {line["mesh"]: line for line in lines}
+    return {line["mesh"]: line for line in map(json.loads, done.stdout.splitlines())}
 
 
 def compare(found: dict[str, dict]) -> None:
@@ -65,10 +69,7 @@ def test_collectives_are_those_that_were_reviewed(three_axes):
 @pytest.mark.slow
 def test_distillation_on_a_mesh_equals_one_device():
     """Rollouts, judges and both updates: of what two steps change, a few parts in a hundred thousand differ."""
-    command = [sys.executable, "-m", "tests.sharding.duel_on", "2", "fsdp=2,context=2,tensor=2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    one, mesh = (json.loads(line) for line in done.stdout.splitlines())
+    one, mesh = told("duel_on", "2", "fsdp=2,context=2,tensor=2").values()
     np.testing.assert_allclose(mesh["losses"], one["losses"], rtol=1e-5)
     assert one["losses"][0][0] != one["losses"][1][0]  # it moves
     assert all(0 < apart < 1e-3 for apart in mesh["apart"])
