@@ -9,12 +9,13 @@ which computes two passes, 3.4 s (with ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOL
 With more machine, raise ``train.steps`` first, then ``dit.depth`` to 8.
 """
 
-from lpm_jax.config import Config, DistillConfig, SampleConfig
+from lpm_jax.config import AudioConfig, Config, DistillConfig, SampleConfig
 
 
 def get_config() -> Config:
     half = {"dtype": "bfloat16"}  # five times faster matrix products on AMX cores, and on GPU and TPU
     vae = {**half, "steps": 2200, "batch": 24, "crops_per_clip": 6, "learning_rate": 6e-3, "mouth": 5.0, "eyes": 3.0}
+    audio = {"dtype": "float32", "steps": 1200, "batch": 32, "optimizer": "adamw", "learning_rate": 2e-3, "ema": 0.995}
     dit = {**half, "batch": 8, "learning_rate": 4e-3, "warmup": 40, "ema": 0.99, "token_keep": 1.0, "unroll": True}
     ode = {**dit, "steps": 320, "learning_rate": 3e-3, "mouth": 8.0, "init": "online.causal"}
     duel = {
@@ -28,8 +29,10 @@ def get_config() -> Config:
         distill=DistillConfig(
             audio_scale=2.0, windows=400, generator_every=2, critic_learning_rate=1e-4, low=0.4, perceptual=0.1
         ),
+        audio=AudioConfig(hearing=3),
         stages={
             "vae": {**vae, "ema": 0.998},
+            "audio": audio,
             "base.speak": {**dit, "steps": 250, "kinds": ("speak", "idle")},
             "base.listen": {**dit, "steps": 300},
             "base.identity": {**dit, "steps": 100, "extra_references": 0.3},
@@ -39,5 +42,5 @@ def get_config() -> Config:
             "online.dmd_on": duel,
             "online.refine": {**duel, "init": "online.dmd_on"},
         },
-        recipe=("vae", "base.speak", "base.listen", "base.identity", "online.causal"),
+        recipe=("vae", "audio", "base.speak", "base.listen", "base.identity", "online.causal"),
     )

@@ -202,6 +202,23 @@ def latent_batches(
     return data.batch(size).to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * size))
 
 
+def clip_batches(
+    source, *, batch: int, seed: int, threads: int, rows: tuple[int, ...] | None = None
+) -> grain.IterDataset:
+    """Endless batches of whole clips; of ``rows`` of them if given."""
+    data, size = _rows(grain.MapDataset.source(source).seed(seed).shuffle().repeat(EPOCHS), batch, rows)
+    return data.batch(size).to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * size))
+
+
 SILENCE = (np.log(1e-4) + 3.0) / 6.0  # models/audio.py: log-mel of no sound
 
-__all__ = ["REFERENCES", "RegionWeights", "Window", "group_max", "latent_batches", "pixel_batches", "weight_map"]
+__all__ = [
+    "REFERENCES",
+    "RegionWeights",
+    "Window",
+    "clip_batches",
+    "group_max",
+    "latent_batches",
+    "pixel_batches",
+    "weight_map",
+]

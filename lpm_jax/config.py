@@ -125,6 +125,8 @@ class AudioConfig:
     width: int = 256  # width of the encoded audio tokens
     speak_window: float = 0.2  # seconds each side [SPEC 2]
     listen_window: float = 1.5
+    hearing: int = 0  # blocks of the network that hears what log-mel says (stage "audio"); 0: there is none
+    hearing_width: int = 192
     wav2vec: Wav2VecConfig | None = None  # frozen; ``bands`` and ``hops_per_frame`` then mean nothing
 
 
@@ -279,6 +281,7 @@ class TrainConfig:
     face: float = 1.5
     crop: int = 64  # vae: side of the training crops, pixels
     crops_per_clip: int = 4
+    sounds: int = 6000  # audio: clips of sound that are made for it
     # Start from this stage's weights instead of the one before's; STAGE@STEP or STAGE@latest: from the average in its
     # checkpoint; "scratch": from none.
     init: str = ""

@@ -26,7 +26,7 @@ CONFIG = Config(
     name="tiny",
     size=32,
     vae=VAEConfig(channels=8, width=16, encoder_blocks=1, decoder_blocks=1),
-    audio=AudioConfig(bands=6, width=16),
+    audio=AudioConfig(bands=6, width=16, hearing=2, hearing_width=12),
     text=TextConfig(vocabulary=64, tokens=8, width=16),
     dit=DiTConfig(
         depth=4, width=32, heads=2, ffn=64, channels=8, time_width=16, text_width=16, audio_width=16

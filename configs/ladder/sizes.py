@@ -1,7 +1,8 @@
 """The ladder of sizes for scaling studies: the toy with another width and depth, and nothing else changed.
 
 Latent space, prediction, gates, data and stages are the toy's, so every rung reads one workdir's ``vae`` and
-``latents``. Heads have 32 channels, the feed-forward is three times the width, encoders are as wide as the transformer.
+``latents``; sound alone is encoded without ``audio.hearing``, as when the ladder was measured. Heads have 32 channels,
+the feed-forward is three times the width, encoders are as wide as the transformer.
 
 The learning rate is the toy's at every size, and was tuned at none. Muon with ``consistent_rms`` gives each weight the
 same root-mean-square step at any width, as AdamW's rates are often carried over (Liu et al. 2025, arXiv 2502.16982);
@@ -23,5 +24,6 @@ def rung(name: str, width: int, depth: int) -> Config:
     dit = dataclasses.replace(
         base.dit, depth=depth, width=width, heads=width // HEAD, ffn=3 * width, text_width=width, audio_width=width
     )
-    audio, text = (dataclasses.replace(part, width=width) for part in (base.audio, base.text))
+    audio = dataclasses.replace(base.audio, width=width, hearing=0)
+    text = dataclasses.replace(base.text, width=width)
     return dataclasses.replace(base, name=name, dit=dit, audio=audio, text=text)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,27 +67,27 @@ class Performers(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
         count = self.counts[split]
         jobs = [(clip_seed(self.seed, split, i), self.seconds, split == "held_out") for i in range(count)]
-        for i, record in enumerate(_progress(_render(jobs, self.workers), count, split)):
+        for i, record in enumerate(told(in_workers(render_job, jobs, self.workers), count, split)):
             yield f"{i:07d}", record
 
 
-def _render(jobs: Sequence[tuple[int, float, bool]], workers: int) -> Iterator[dict[str, Any]]:
-    """Records in the order of the jobs, from ``workers`` processes (1: from this one)."""
+def in_workers(job: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> Iterator[Any]:
+    """What ``job`` returns for each of ``jobs``, in their order, from ``workers`` processes (1: from this one)."""
     if workers <= 1:
         start_worker()
-        yield from map(render_job, jobs)
+        yield from map(job, jobs)
         return
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))  # read when a worker imports NumPy
     try:
         with multiprocessing.get_context("spawn").Pool(workers, start_worker) as pool:
-            yield from pool.imap(render_job, jobs, chunksize=2)
+            yield from pool.imap(job, jobs, chunksize=2)
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _progress(records: Iterator[dict[str, Any]], count: int, split: str) -> Iterator[dict[str, Any]]:
+def told(records: Iterator[dict[str, Any]], count: int, split: str) -> Iterator[dict[str, Any]]:
     """A bar on a terminal, a plain line for every tenth elsewhere."""
     if sys.stderr.isatty():
         from tqdm import tqdm

@@ -29,6 +29,38 @@ def clip_seed(seed: int, split: str, index: int) -> int:
     return int(np.random.SeedSequence([seed, {"train": 0, "held_out": 1}[split], index]).generate_state(1)[0])
 
 
+def make_sound(seed: int, seconds: float = 4.0, held_out: bool = False, kind: str | None = None) -> dict[str, Any]:
+    """What of :func:`make_clip`'s record needs no drawing: sounds, parameters, states, prompt, and what made them."""
+    from data_pipeline.performers.conversation import make_scene
+    from data_pipeline.performers.motion import perform
+    from data_pipeline.performers.prompts import sample_prompt
+
+    frames, keys = frames_for(seconds), _keys(seed)
+    scene = make_scene(keys[1], frames, held_out, kind)
+    prompt = sample_prompt(np.random.default_rng(keys[2]), held_out)
+    speak, listen = (np.round(x * 32767).astype(np.int16) for x in (scene.speak, scene.listen))
+    params, events = perform(scene.dry, to_float(speak), to_float(listen), prompt, frames, keys[3])
+    events = sorted([*events, *scene.events], key=lambda e: e[1])
+    return {
+        "speak": speak,
+        "listen": listen,
+        "params": params,
+        "states": scene.states,
+        "prompt": prompt.text,
+        "kind": scene.kind,
+        "phonemes": _json([(round(a, 4), round(b, 4), ipa) for a, b, ipa in scene.dry.phonemes]),
+        "events": _json([(name, round(float(at), 4), round(float(wait), 4)) for name, at, wait in events]),
+        "voice": _json([v.to_json() for v in scene.voices]),
+        "intention": _json({**prompt.to_json(), "turns": [(t.track, round(t.start, 3), t.text) for t in scene.turns]}),
+        "seed": int(seed),
+    }
+
+
+def _keys(seed: int) -> list[int]:
+    """Seeds of the character, the scene, the prompt, the performance and the references."""
+    return [int(k) for k in np.random.SeedSequence(seed).generate_state(5)]
+
+
 def make_clip(
     seed: int, seconds: float = 4.0, held_out: bool = False, style: str | None = None, kind: str | None = None
 ) -> dict[str, Any]:
@@ -42,38 +74,19 @@ def make_clip(
     and prompts that training never sees; ``style`` fixes the look of a held-out character.
     """
     from data_pipeline.performers.character import sample_held_out_character, sample_training_character
-    from data_pipeline.performers.conversation import make_scene
-    from data_pipeline.performers.motion import perform
-    from data_pipeline.performers.prompts import sample_prompt
     from data_pipeline.performers.render import references, regions, render
 
-    frames = frames_for(seconds)
-    keys = [int(k) for k in np.random.SeedSequence(seed).generate_state(5)]
+    keys = _keys(seed)
     character = sample_held_out_character(keys[0], style) if held_out else sample_training_character(keys[0])
-    scene = make_scene(keys[1], frames, held_out, kind)
-    prompt = sample_prompt(np.random.default_rng(keys[2]), held_out)
-    speak, listen = (np.round(x * 32767).astype(np.int16) for x in (scene.speak, scene.listen))
-    params, events = perform(scene.dry, to_float(speak), to_float(listen), prompt, frames, keys[3])
-    events = sorted([*events, *scene.events], key=lambda e: e[1])
+    record = make_sound(seed, seconds, held_out, kind)
     dice = np.random.default_rng(keys[4])
     kept = [i == 0 or dice.random() < 0.5 for i in range(len(REFERENCES))]
     images = references(character, keys[4])
-    return {
-        "video": encode_mp4(render(character, params, SIZE), crf=CRF),
-        "speak": speak,
-        "listen": listen,
-        "params": params,
-        "states": scene.states,
-        "regions": np.asarray(regions(character, params), np.float32),
-        "prompt": prompt.text,
-        "kind": scene.kind,
+    return record | {
+        "video": encode_mp4(render(character, record["params"], SIZE), crf=CRF),
+        "regions": np.asarray(regions(character, record["params"]), np.float32),
         "references": [_png(images[name]) if keep else b"" for name, keep in zip(REFERENCES, kept, strict=True)],
         "character": _json(character.to_json()),
-        "phonemes": _json([(round(a, 4), round(b, 4), ipa) for a, b, ipa in scene.dry.phonemes]),
-        "events": _json([(name, round(float(at), 4), round(float(wait), 4)) for name, at, wait in events]),
-        "voice": _json([v.to_json() for v in scene.voices]),
-        "intention": _json({**prompt.to_json(), "turns": [(t.track, round(t.start, 3), t.text) for t in scene.turns]}),
-        "seed": int(seed),
     }
 
 
@@ -112,6 +125,12 @@ def render_job(job: tuple[int, float, bool]) -> dict[str, Any]:
     """What a worker process does: ``make_clip`` for (seed, seconds, held_out)."""
     seed, seconds, held_out = job
     return make_clip(seed, seconds, held_out)
+
+
+def sound_job(job: tuple[int, float, bool]) -> dict[str, Any]:
+    """What a worker process does: ``make_sound`` for (seed, seconds, held_out)."""
+    seed, seconds, held_out = job
+    return make_sound(seed, seconds, held_out)
 
 
 def start_worker() -> None:

@@ -136,8 +136,39 @@ def stream(
     return window[:, -encoder.history :], encoder(params, window)
 
 
+class Hearing(nn.Module):
+    """What is being said, and when: residual causal convolutions over log-mel tokens.
+
+    Stage ``audio`` trains it to tell the performance from sound alone (``training/hearing.py``), of which far more can
+    be made than of video; it is frozen afterwards, as large models' wav2vec 2.0. Block ``i`` looks ``2 ** (i + 1)``
+    tokens back, so a token hears :func:`hearing_reach` before it and nothing after.
+    """
+
+    config: AudioConfig
+
+    @nn.compact
+    def __call__(self, mel: Float[Array, "b tokens features"]) -> Float[Array, "b tokens hearing"]:
+        """Normalised features of width ``hearing_width``."""
+        cfg = self.config
+        width = cfg.hearing_width
+        norm = lambda x: nn.LayerNorm(use_bias=False, use_scale=False, dtype=mel.dtype)(x)  # noqa: E731
+        x = nn.Dense(width, dtype=mel.dtype, name="in")(mel)
+        for i in range(cfg.hearing):
+            y = jnp.pad(norm(x), ((0, 0), (2 * 2**i, 0), (0, 0)))
+            y = jnp.concatenate([y[:, k * 2**i :][:, : x.shape[1]] for k in range(3)], axis=-1)
+            y = nn.Dense(width, dtype=mel.dtype, name=f"look_{i}")(y)
+            x = x + nn.Dense(width, use_bias=False, dtype=mel.dtype, name=f"mix_{i}")(nn.gelu(y))
+        return norm(x)
+
+
+def hearing_reach(config: AudioConfig) -> int:
+    """Tokens before its own that a token of :class:`Hearing` is made of."""
+    return 2 * (2**config.hearing - 1)
+
+
 class AudioEncoder(nn.Module):
-    """A token's mel columns and its phase within the latent frame, through a two-layer network."""
+    """A token's mel columns and its phase within the latent frame, through a two-layer network; with ``hearing``, what
+    :class:`Hearing` makes of it is added."""
 
     config: AudioConfig
 
@@ -149,7 +180,11 @@ class AudioEncoder(nn.Module):
         x = nn.Dense(cfg.width, dtype=mel.dtype, name="in")(mel)
         b, n, d = x.shape
         x = (x.reshape(b, n // STRIDE, STRIDE, d) + phase.astype(x.dtype)).reshape(b, n, d)
-        return nn.Dense(cfg.width, dtype=mel.dtype, name="out")(nn.gelu(x))
+        tokens = nn.Dense(cfg.width, dtype=mel.dtype, name="out")(nn.gelu(x))
+        if cfg.hearing:
+            heard = Hearing(cfg, name="hearing")(mel)
+            tokens = tokens + nn.Dense(cfg.width, use_bias=False, dtype=mel.dtype, name="heard")(heard)
+        return tokens
 
 
 def window_mask(frames: int, history: int, window: float, chunk: int | None) -> Bool[np.ndarray, "frames tokens"]:

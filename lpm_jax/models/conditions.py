@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lpm_jax.config import AudioConfig, Config, DiTConfig
 from lpm_jax.models import dit, umt5
-from lpm_jax.models.audio import FPS, SAMPLE_RATE, STRIDE, AudioEncoder, AudioFeatures, LogMel, branch
+from lpm_jax.models.audio import FPS, SAMPLE_RATE, STRIDE, AudioEncoder, AudioFeatures, LogMel, branch, hearing_reach
 from lpm_jax.models.text import TextEncoder
 from lpm_jax.models.wav2vec import Wav2Vec
 from lpm_jax.nn.attention import Visible
@@ -65,8 +65,9 @@ def audio_features(config: AudioConfig) -> AudioFeatures:
 
 
 def history_tokens(config: AudioConfig) -> int:
-    """Audio tokens that precede those of a window or chunk: the longer branch's reach, in whole latent frames."""
-    reach = round(max(config.speak_window, config.listen_window) * FPS)
+    """Audio tokens that precede those of a window or chunk: the longer branch's reach and what the first token of it is
+    heard with, in whole latent frames."""
+    reach = round(max(config.speak_window, config.listen_window) * FPS) + hearing_reach(config)
     return -(-reach // STRIDE) * STRIDE
 
 

@@ -154,8 +154,16 @@ def step_flops(config: Config, causal: bool) -> float:
 
 
 def frozen(params: dict) -> dict:
-    """Which parameters a diffusion stage leaves as they are: the measured ones of ``prior``."""
-    return {name: jax.tree.map(lambda _, n=name: n == "prior", p) for name, p in params.items()}
+    """Which parameters a diffusion stage leaves as they are: the measured ones of ``prior``, and what stage ``audio``
+    trained."""
+    return {
+        name: jax.tree_util.tree_map_with_path(lambda path, _, n=name: n == "prior" or _hears(path), p)
+        for name, p in params.items()
+    }
+
+
+def _hears(path: tuple) -> bool:
+    return getattr(path[0], "key", None) == "hearing" if path else False
 
 
 def starting_weights(workdir: Path, stage: str, like: dict) -> dict:
@@ -190,6 +198,10 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
     source = latents.LatentSource(latents.build(config, coder, "train", workdir), train.kinds)
     held_out = latents.LatentSource(latents.build(config, coder, "held_out", workdir))
     if before == "scratch":
+        if config.audio.hearing:
+            fresh = {name: params[name]["hearing"] for name in ("speak", "listen")}
+            heard = load_weights(workdir / "audio" / "weights", "model", fresh)
+            params |= {name: params[name] | {"hearing": heard[name]} for name in ("speak", "listen")}
         variance = latents.variance_around_reference(source)
         # Errors count as in pixels through the autoencoder's linear part, scaled to one for a still character.
         weight = 1 / np.square(np.asarray(coder["scale"]))

@@ -7,7 +7,18 @@ import pytest
 
 from data_pipeline.loader import SILENCE
 from lpm_jax.config import AudioConfig
-from lpm_jax.models.audio import FFT, TOKEN, AudioEncoder, branch, log_mel, mel_filters, two_thirds, window_mask
+from lpm_jax.models.audio import (
+    FFT,
+    TOKEN,
+    AudioEncoder,
+    Hearing,
+    branch,
+    hearing_reach,
+    log_mel,
+    mel_filters,
+    two_thirds,
+    window_mask,
+)
 from lpm_jax.nn.rope import angles_1d
 from tests import tiny
 
@@ -71,6 +82,29 @@ def test_filters_weigh_every_band_alike():
     assert filters.shape == (FFT // 2 + 1, 40)
     assert (filters >= 0).all()
     np.testing.assert_allclose(filters.sum(0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_hearing_looks_back_as_far_as_it_says_and_never_ahead(blocks):
+    config = AudioConfig(bands=10, width=16, hearing=blocks, hearing_width=12)
+    net, reach, at = Hearing(config), hearing_reach(config), 20
+    mel = jnp.asarray(np.random.default_rng(0).normal(size=(1, 40, 40)), jnp.float32)
+    weights = tiny.fill(jax.eval_shape(lambda: net.init(jax.random.key(0), mel)))
+    before = net.apply(weights, mel)
+    changed = np.abs(net.apply(weights, mel.at[:, at].add(1.0)) - before).max((0, 2)) > 1e-6
+    np.testing.assert_array_equal(np.flatnonzero(changed)[[0, -1]], [at, at + reach])
+
+
+def test_encoder_with_hearing_starts_as_the_one_without():
+    """What is heard is added: with a projection of zeros tokens are those of mel columns and phase alone."""
+    plain, hearing = AudioConfig(bands=10, width=16), AudioConfig(bands=10, width=16, hearing=1, hearing_width=12)
+    mel = jnp.asarray(np.random.default_rng(0).normal(size=(1, 8, 40)), jnp.float32)
+    weights = tiny.fill(jax.eval_shape(lambda: AudioEncoder(hearing).init(jax.random.key(0), mel)))["params"]
+    silent = weights | {"heard": jax.tree.map(jnp.zeros_like, weights["heard"])}
+    known = {name: weights[name] for name in ("phase", "in", "out")}
+    expected = AudioEncoder(plain).apply({"params": known}, mel)
+    np.testing.assert_allclose(AudioEncoder(hearing).apply({"params": silent}, mel), expected, atol=1e-6)
+    assert tiny.differs(AudioEncoder(hearing).apply({"params": weights}, mel), expected, 1e-2)
 
 
 def test_encoder_knows_the_phase_within_a_latent_frame():

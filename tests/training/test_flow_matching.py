@@ -207,9 +207,9 @@ def test_step_flops():
 
 def test_training_hears_as_far_back_as_streaming():
     cfg = dataclasses.replace(config(), stream=StreamConfig())
-    assert history_tokens(cfg.audio) == 36
-    assert generator.history_samples(cfg) == 36 * 1000 + 512
-    odd = dataclasses.replace(cfg, audio=dataclasses.replace(cfg.audio, listen_window=0.3))
+    assert history_tokens(cfg.audio) == 44  # 36 that are read, the first of which hears 6 before it
+    assert generator.history_samples(cfg) == 44 * 1000 + 512
+    odd = dataclasses.replace(cfg, audio=dataclasses.replace(cfg.audio, listen_window=0.3, hearing=0))
     assert history_tokens(odd.audio) == 8  # 7.2 tokens, in whole latent frames
     assert generator.history_samples(odd) == 8 * 1000 + 512
 
