@@ -1,4 +1,4 @@
-"""``python -m lpm_jax.bench run | cases | report | compare | rate``: each word is a module with a ``main(argv)``."""
+"""``python -m lpm_jax.bench WORD``, one of :data:`WORDS`: each is a module with a ``main(argv)``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ WORDS = {
     "check": "plant defects in true videos: do the instruments tell them?",
     "report": "one page of HTML from a run's folder",
     "compare": "two runs, case by case",
+    "prefer": "would anybody tell two models apart? shares of better, indistinguishable and worse",
     "rate": "a local page on which people vote",
 }
 

@@ -39,7 +39,7 @@ def write_run(
     folder: Path, cases: int = 10, *, seed: int = 0, shift: float = 0.0, videos: bool = True, truth: bool = True, **data
 ) -> Path:
     """``shift`` moves every score towards the better by that share of the way from floor to ceiling."""
-    rng = np.random.default_rng([seed, round(1000 * shift)])
+    rng = np.random.default_rng([seed, round(1000 * shift) % 2**32])
     entries = []
     for i in range(cases):
         kind, seconds = KINDS[i % len(KINDS)], 0.5 + 0.25 * (i % 3)
