@@ -19,8 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int16, UInt8
 
-from benchmarks.report import Row, resident_megabytes, table
-from data_pipeline.schema import FPS, PARAM_INDEX, SAMPLE_RATE, SAMPLES_PER_FRAME
+from benchmarks.long_stream import long_stream
+from benchmarks.report import Row, table
+from data_pipeline.schema import FPS, PARAM_INDEX, SAMPLES_PER_FRAME
 from lpm_jax.bench import signals as metrics
 from lpm_jax.bench.instruments.reader import Reader, Reading
 from lpm_jax.checkpoint import write_json
@@ -269,44 +270,6 @@ def pipeline_roundtrip(pipeline) -> Callable[[np.ndarray], np.ndarray]:
     return lambda video: np.asarray(run(pipeline.params["vae"], video))
 
 
-def long_stream(
-    pipeline, clips: Sequence[Clip], minutes: int, seed: int = 0, seconds: int = 60
-) -> tuple[list[Row], list[dict]]:
-    """One stream over ``minutes`` times the same ``seconds`` of held-out sound: memory, compilations, drift."""
-    from lpm_jax.streaming import generator
-
-    samples = seconds * SAMPLE_RATE
-    sound = [np.concatenate([c.record[k] for c in clips]).astype(np.float32) / 32767 for k in ("speak", "listen")]
-    sound = [np.resize(track, samples) for track in sound]  # repeats what is too short
-    step = pipeline.chunk_frames * SAMPLES_PER_FRAME
-    live = pipeline.open(clips[0].reference, seed=seed)
-    known = metrics.region_colours(clips[0].reference)
-    log = []
-    for minute in progress(range(1, minutes + 1), "long stream, minutes"):
-        total, count, began = 0.0, 0, time.perf_counter()
-        for at in range(0, samples - step + 1, step):
-            chunk = live.step(*(track[at : at + step] for track in sound))
-            total, count = total + chunk.frames.sum(0, dtype=np.float64), count + len(chunk.frames)
-        distance = metrics.colour_distance(metrics.region_colours(total / count), known)
-        log.append(
-            {
-                "minute": minute,
-                "identity": round(distance, 4),
-                "resident_megabytes": round(resident_megabytes(), 1),
-                "times_real_time": round(count / FPS / (time.perf_counter() - began), 3),
-            }
-        )
-    memory = [entry["resident_megabytes"] for entry in log]
-    size = getattr(generator.chunk_step, "_cache_size", lambda: float("nan"))
-    rows = [
-        Row("long stream: minutes", minutes),
-        Row("long stream: memory at the end / after minute 1", memory[-1] / memory[0], target="<= 1.05"),
-        Row("long stream: compilations of the step", size(), target="<= 1"),
-        Row("long stream: drift of the identity", metrics.drift([e["identity"] for e in log]), target="<= 0.2"),
-    ]
-    return rows, log
-
-
 def picture(clips: Sequence[Clip], made: Sequence[np.ndarray], columns: int = 8) -> list[np.ndarray]:
     """Rows for :func:`save_sheet`: a clip's reference and truth, under it the result at the same moments."""
     rows = []
@@ -358,7 +321,7 @@ def main() -> int:
         rows += perform.rows()
         if args.minutes:
             order = [c for pair in zip(speak, listen, strict=True) for c in pair]
-            more, minutes = long_stream(pipeline, order, args.minutes, args.seed)
+            more, minutes = long_stream(pipeline, order, args.minutes, reader, args.seed)
             rows += more
     print(table(rows))
     verdicts = [r.passed for r in rows if r.passed is not None]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import toy
+from benchmarks.long_stream import long_stream
 from benchmarks.report import Row, table
 from lpm_jax.bench import signals as metrics
 from lpm_jax.environment import environment
@@ -246,3 +247,37 @@ def test_autoencoder_rows_measure_what_is_lost(clips, reader):
 
     lost = toy.autoencoder_rows(grey, clips["speak"], clips["listen"], reader)
     assert not any(r.passed for r in lost[:3]) and not lost[4].passed
+
+
+class LongPipeline:
+    """Streams one clip's true video again and again; with ``fades`` it is still from the second time on."""
+
+    chunk_frames = 12
+
+    def __init__(self, clip: toy.Clip, fades: bool):
+        from data_pipeline.performers.clip import frames_of
+
+        self.frames, self.fades, self.at = frames_of(clip.record)[:72], fades, 0
+
+    def open(self, image, seed):
+        return self
+
+    def step(self, speak, listen):
+        from lpm_jax.pipeline import Chunk
+
+        assert len(speak) == len(listen) == 12_000
+        again, place = divmod(self.at, len(self.frames))
+        self.at += 12
+        part = self.frames[place : place + 12]
+        return Chunk(np.repeat(part[:1], 12, 0) if again and self.fades else part, 0.0, "speak", 0.0)
+
+
+@pytest.mark.parametrize("fades", [False, True])
+def test_a_long_stream_is_compared_with_its_first_minute(clips, reader, fades):
+    clip = clips["speak"][0]
+    rows, log = long_stream(LongPipeline(clip, fades), [clip], 2, reader, seconds=3)
+    found = {r.name: r for r in rows}
+    assert log[0]["mouth"] > 0.9 and log[0]["amplitude"] == pytest.approx(1, abs=0.2) and len(log) == 2
+    assert found["long stream: mouth, change by the end"].passed is not fades
+    assert found["long stream: flicker, change by the end"].passed is not fades
+    assert found["long stream: sharpness, change by the end"].passed
