@@ -7,8 +7,8 @@ A partner talks now and then, the agent speaks the bundled samples, prompts chan
 full speed, then ``--real-minutes`` on the wall clock, a chunk ahead of what is shown. At full speed an interruption
 finds the playhead at a random point of the chunk before the last. A last part jumps the clock by 24 hours of chunks.
 
-Memory is the process's resident set at the end of each minute of stream; its slope is a least-squares line after two
-minutes. Chunk times are those of ``Session.step``. Compilations are XLA's own events.
+Memory is the process's resident set at the end of each minute of stream; its slope, per hour of stream, is a
+least-squares line after two minutes. Chunk times are those of ``Session.step``. Compilations are XLA's own events.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Record:
     seconds: array[float] = dataclasses.field(default_factory=lambda: array("d"))  # to make it
     stream: array[float] = dataclasses.field(default_factory=lambda: array("d"))  # when it begins
     silences: list[float] = dataclasses.field(default_factory=list)  # from an interruption to the end of speech
-    memory: list[tuple[float, float]] = dataclasses.field(default_factory=list)  # (hours of wall clock, MB)
+    memory: list[tuple[float, float]] = dataclasses.field(default_factory=list)  # (hours of stream, MB)
     late: int = 0  # chunks that came after they were to be shown
 
 
@@ -116,12 +116,12 @@ def run(session: Session, minutes: float, real: bool, seed: int) -> Record:
         play.after(block, record)
         if (session.time - first) // 60 > minute:
             minute += 1
-            record.memory.append(((time.perf_counter() - began) / 3600, resident()))
+            record.memory.append((minute / 60, resident()))
     return record
 
 
 def slope(memory: list[tuple[float, float]]) -> float:
-    """MB an hour after the first two minutes."""
+    """MB an hour of stream after the first two minutes."""
     points = np.array(memory[2:])
     return float(np.polyfit(points[:, 0], points[:, 1], 1)[0]) if len(points) > 1 else float("nan")
 
@@ -135,7 +135,7 @@ def figures(name: str, record: Record, chunk: float, compiled: int) -> list[Row]
         Row(f"{name}: chunk time p95, ms", 1000 * p95),
         Row(f"{name}: chunk time p99 / p50", p99 / p50, target="<= 1.5"),
         Row(f"{name}: real-time factor", chunk / float(seconds.mean()), target=">= 1.5"),
-        Row(f"{name}: resident memory, MB an hour", slope(record.memory), target="<= 1"),
+        Row(f"{name}: resident memory, MB an hour of stream", slope(record.memory), target="<= 1"),
         Row(f"{name}: compilations", compiled, target="<= 0"),
     ]
     if len(seconds) >= 2 * per_minute:

@@ -319,6 +319,7 @@ class DistillConfig:
     windows: int = 512  # of the teacher's samples: trajectories that are kept
     fresh: float = 0.0  # share of them that start from noise of their own instead of the trajectory's (online.ode)
     lora: int = 0  # rank of the networks' changes; 0: all weights change
+    park: bool = False  # networks that stay wait in the host's memory while nothing uses them (duel.py)
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= 1:

@@ -5,7 +5,9 @@
 
 Which of the two a step is, the loop says (``Stage.loss`` and ``other_loss``); each is one compiled program. Networks
 that never change, the teacher among them, are arguments of the program, but not part of the state: checkpoints hold
-what learns. The state is donated, and gradients that are not finite leave everything as it was, as in ``step.py``.
+what learns. With ``distill.park`` they wait in the host's memory and come to the devices for the part of a step that
+uses them: the teacher has no part in a critic's step. The state is donated, and gradients that are not finite leave
+everything as it was, as in ``step.py``.
 """
 
 from __future__ import annotations
@@ -102,6 +104,9 @@ class Program(NamedTuple):
         return jax.jit(train_step, donate_argnums=0, out_shardings=(layout, everywhere))
 
     def _gradients(self, objective: Objective, params, other, fixed, batch, key, frozen) -> tuple[Any, dict]:
+        if self.config.distill.park:
+            fixed = jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), fixed)
+
         def loss(params, batch, key):
             return objective(params, jax.lax.stop_gradient(other), fixed, batch, key)
 
@@ -158,6 +163,8 @@ def make_program(
     layout = duel_shardings(mesh, axes, state, optimizers)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, layout)
     where = sharding.shardings(mesh, dict.fromkeys(fixed, fixed_axes), fixed)
+    if config.distill.park:
+        where = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), where)
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(fixed)):
         fixed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), fixed, where)
     else:

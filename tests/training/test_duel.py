@@ -82,6 +82,17 @@ def test_the_critic_learns_alone():
 
 
 @pytest.mark.parametrize("both", [False, True])
+def test_parked_networks_wait_in_the_hosts_memory_and_change_nothing(both):
+    parked = program(dataclasses.replace(CONFIG, distill=dataclasses.replace(CONFIG.distill, park=True)))
+    assert parked.fixed["teacher"]["t"].sharding.memory_kind == "pinned_host"
+    assert program().fixed["teacher"]["t"].sharding.memory_kind != "pinned_host"
+    steps = [run.step(duel.Duel(student, critic, both)) for run in (program(), parked)]
+    (a, _), (b, _) = (step(program().start(PARAMS), batch(), jax.random.key(0)) for step in steps)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert parked.fixed["teacher"]["t"].sharding.memory_kind == "pinned_host"
+
+
+@pytest.mark.parametrize("both", [False, True])
 def test_what_is_not_finite_changes_nothing(both):
     run = program()
     state = jax.tree.map(np.asarray, run.start(PARAMS))
