@@ -59,16 +59,29 @@ def workload(config: Config, kept: int) -> flops.Workload:
 def encoder_flops(config: Config) -> int:
     """The products of the text encoder and of both audio encoders, over one clip."""
     sounds, features = history_tokens(config.audio) + STRIDE * config.train.latents, audio_features(config.audio)
-    audio = 2 * sounds * 2 * (features.features * config.audio.width + config.audio.width**2)
+    width = config.audio.width
+    heard = config.audio.hearing_width * width if config.audio.hearing else 0
+    audio = 2 * sounds * 2 * (features.features * width + width**2 + heard)
     return audio + 2 * config.text.tokens * 3 * config.text.width**2
 
 
+def hearing_flops(config: Config) -> int:
+    """The products of what hears in both branches, over one clip: frozen, so forward is all there is."""
+    audio, features = config.audio, audio_features(config.audio)
+    sounds = history_tokens(audio) + STRIDE * config.train.latents
+    width = audio.hearing_width
+    return 2 * 2 * sounds * (features.features * width + audio.hearing * 4 * width**2) if audio.hearing else 0
+
+
 def encoder_parameters(config: Config) -> int:
-    """Parameters of the text encoder and of both audio encoders."""
+    """Parameters of the text encoder and of both audio encoders, what hears included."""
     text, audio = config.text, config.audio
     words = (text.vocabulary + text.tokens) * text.width + 3 * text.width**2 + text.width
     features = audio_features(audio).features
     sound = features * audio.width + audio.width**2 + (2 + STRIDE) * audio.width
+    if audio.hearing:
+        width = audio.hearing_width
+        sound += (features + 1) * width + audio.hearing * (4 * width**2 + width) + width * audio.width
     return words + 2 * sound
 
 
@@ -76,13 +89,15 @@ def step_flops(config: Config, stage: str, kept: int) -> int:
     """Operations of one training step over ``kept`` patches a frame."""
     forward = flops.total(flops.costs(config.dit, workload(config, kept))).flops
     passes = 2 if stage in CAUSAL else 1  # with the noise levels swapped in the second
-    return 3 * (passes * forward + config.train.batch * encoder_flops(config))
+    batch = config.train.batch
+    return 3 * (passes * forward + batch * encoder_flops(config)) + batch * hearing_flops(config)
 
 
 @functools.lru_cache
 def _kernels(dit: DiTConfig, audio: AudioConfig, text: TextConfig) -> list[tuple[int, ...]]:
     tree = conditions.abstract(Config(name="", dit=dit, audio=audio, text=text))
-    return [leaf.shape for path, leaf in flatten(tree).items() if path.endswith("kernel")]
+    learning = (item for item in flatten(tree).items() if "hearing" not in item[0])
+    return [leaf.shape for path, leaf in learning if path.endswith("kernel")]
 
 
 def muon_flops(config: Config) -> int:

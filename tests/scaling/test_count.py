@@ -29,20 +29,23 @@ def with_train(config, **train):
 
 def test_a_step_by_hand():
     """The tiny model: 4 blocks of width 32, frames of 2 x 2 patches of 32 numbers, windows of 9 frames and 2
-    references (36 + 8 tokens), 8 words, 36 + 36 audio tokens of 24 numbers."""
+    references (36 + 8 tokens), 8 words, 44 + 36 audio tokens of 24 numbers, heard by 2 blocks of width 12."""
     block = [
         4 * 2 * 44 * 32 * 32 + 4 * 44 * 44 * 32,  # self-attention
         2 * 2 * 44 * 32 * 64,  # feed-forward
         2 * 2 * 36 * 32 * 32 + 2 * 2 * 8 * 32 * 32 + 4 * 36 * 8 * 32,  # text
-        2 * 2 * 72 * 16 * 32 + 2 * 36 * 32 * 32 + 4 * 36 * 72 * 32,  # audio
+        2 * 2 * 80 * 16 * 32 + 2 * 36 * 32 * 32 + 4 * 36 * 80 * 32,  # audio
     ]
     embed = 2 * 44 * 32 * 32 + 2 * 36 * 32 * 32 + 2 * 8 * (16 * 32 + 32 * 32)  # patches, the near latent, words
     embed += 2 * 11 * (16 * 32 + 32 * 32 + 32 * 6 * 32)  # noise levels
     head = 2 * 36 * 32 * (32 + 2 * 8)
-    encoders = 2 * 72 * 2 * (24 * 16 + 16 * 16) + 2 * 8 * (3 * 16) * 16
+    encoders = 2 * 80 * 2 * (24 * 16 + 16 * 16 + 12 * 16) + 2 * 8 * (3 * 16) * 16
+    hearing = 2 * 80 * 2 * (24 * 12 + 2 * 4 * 12 * 12)  # frozen: forward alone
     clip = 4 * sum(block) + embed + head + encoders
-    assert count.step_flops(tiny.CONFIG, "base.speak", 4) == 3 * 4 * clip  # 4 windows, forward and twice that backward
-    assert count.step_flops(tiny.CONFIG, "online.causal", 4) == 3 * 4 * (2 * (clip - encoders) + encoders)
+    assert count.step_flops(tiny.CONFIG, "base.speak", 4) == 4 * (
+        3 * clip + hearing
+    )  # 4 windows, forward, twice that backward
+    assert count.step_flops(tiny.CONFIG, "online.causal", 4) == 4 * (3 * (2 * (clip - encoders) + encoders) + hearing)
 
 
 def test_a_run_by_hand():
@@ -89,7 +92,7 @@ def test_muon_by_hand():
     square = lambda least, most: 5 * 2 * (2 * least**2 * most + least**3)  # noqa: E731
     block = 9 * square(32, 32) + 2 * square(16, 32) + 2 * square(32, 64)
     ends = 4 * square(32, 32) + 2 * square(16, 32) + square(32, 192) + square(32, 32) + square(16, 32)
-    encoders = 2 * (square(16, 24) + square(16, 16)) + square(16, 48)
+    encoders = 2 * (square(16, 24) + square(16, 16) + square(12, 16)) + square(16, 48)
     assert count.muon_flops(config) == 2 * block + ends + encoders
     assert count.muon_flops(with_train(config, optimizer="adamw")) == 0
 
@@ -130,6 +133,6 @@ def test_the_ladder_differs_in_size_alone():
         config = dataclasses.asdict(load_config(LADDER / f"{name}.py"))
         for part in ("dit", "audio", "text"):
             changed = {key for key in toy[part] if config[part][key] != toy[part][key]}
-            assert changed <= {"depth", "width", "heads", "ffn", "text_width", "audio_width"}
+            assert changed <= {"depth", "width", "heads", "ffn", "text_width", "audio_width", "hearing"}
         for part in config.keys() - {"name", "dit", "audio", "text"}:
             assert config[part] == toy[part], part

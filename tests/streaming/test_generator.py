@@ -285,7 +285,7 @@ def test_history_is_the_end_of_what_was_heard():
     for n in range(3):
         state, _ = latent_step(CONFIG, tiny.params(CONFIG), state, *sounds(n))
     keep = generator.history_samples(CONFIG)
-    assert keep == 36 * TOKEN + FFT  # 1.5 s: the listen window
+    assert keep == 44 * TOKEN + FFT  # the listen window's 1.5 s, and what its first token hears before it
     for kind in dit.KINDS:
         heard = np.concatenate([np.zeros(keep, np.float32), track(kind)[: 3 * SAMPLES]])
         np.testing.assert_array_equal(getattr(state, kind)[0], heard[-keep:])
