@@ -66,13 +66,13 @@ def test_segments(base, monkeypatch):
     play(base, audio=sound, prompt=["smiles", "nods", "blinks"])
     assert [c["continues"] for c in calls] == [False, True, True, True]  # 70 frames: 18 latents, 6 + 4 + 4 + 4
     ids = [base.prompts(p) for p in ("smiles", "nods", "blinks", "blinks")]
-    features = conditions.audio_features(base.config.audio)
+    features, history = (f(base.config.audio) for f in (conditions.audio_features, conditions.history_tokens))
     padded = np.pad(sound, (100_000, 100_000))
     for k, call in enumerate(calls):
         np.testing.assert_array_equal(call["batch"]["text"][0], ids[k])
         first = call["batch"]["reference_kinds"] == conditions.FIRST_FRAME
         assert call["batch"]["reference_valid"][first].all() == (k == 0)
-        begin = (1 + 16 * k - 36) * 1000 - features.history  # frame 0 is the picture; 36 frames of history
+        begin = (1 + 16 * k - history) * 1000 - features.history  # frame 0 is the picture
         heard = padded[None, 100_000 + begin : 100_000 + (1 + 16 * k + 24) * 1000]
         np.testing.assert_allclose(call["batch"]["speak"], features({}, heard), atol=1e-5)
         if k:

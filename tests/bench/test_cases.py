@@ -148,7 +148,7 @@ def test_cases_door(tmp_path, capsys):
     assert len(find_cases(tmp_path)) == 4
     with pytest.raises(InputError, match="--suite: expected one of tiny, small, full, long, found 'huge'"):
         door.main(["cases", "--suite", "huge", "--out", str(tmp_path)])
-    with pytest.raises(InputError, match="expected one of run, cases, check, report, compare, rate, found 'walk'"):
+    with pytest.raises(InputError, match="expected one of run, .*, compare, prefer, rate, found 'walk'"):
         door.main(["walk"])
     with pytest.raises(InputError, match="expected a folder of cases"):
         find_cases(tmp_path / "none")
