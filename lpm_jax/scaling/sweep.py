@@ -40,7 +40,7 @@ def plan(configs: list[Config], stage: str, steps: list[int], rest: list[str], m
     """
     first = configs[0]
     for config in configs:
-        if not isinstance(config.vae, VAEConfig) or stage == "vae":
+        if not isinstance(config.vae, VAEConfig) or stage in ("vae", "audio"):
             raise InputError(f"{config.name}: expected a diffusion stage of the toy's latents, found {stage}")
         if _space(config) != _space(first):
             raise InputError(f"{config.name}: expected the latent space and the data of {first.name}, found others")
@@ -85,8 +85,8 @@ def prepare(workdir: Path, runs: list[Config], stage: str) -> None:
     for config in runs:
         folder = directory(workdir, config)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("vae", "latents"):
-            if not (folder / name).exists():
+        for name in ("vae", "latents", "audio"):
+            if (workdir / name).exists() and not (folder / name).exists():
                 (folder / name).symlink_to(Path("..", "..", name), target_is_directory=True)
 
 

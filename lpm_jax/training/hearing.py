@@ -1,10 +1,10 @@
 """Stage ``audio``: networks that hear, trained on sound alone before there is any picture.
 
-A clip of sound with its performance costs a hundredth of its video, and what a mouth does follows from the sound: with
-as many clips as the diffusion stages have, a network learns the voices by heart (r = 0.86 with the true opening of the
-lips on the clips it was given, 0.73 on held-out voices), with ten times as many it hears what is said. The large models
-read wav2vec 2.0, trained on 960 hours of speech, for the same reason; :class:`lpm_jax.models.audio.Hearing` is the
-toy's.
+A clip of sound with its performance is made in a fraction of its video's time and trained on in a hundredth of it, and
+what a mouth does follows from the sound. On the sound of the toy's 1,600 videos alone a two-layer network learns the
+voices by heart: r = 0.86 with the true opening of the lips on the clips it was given, 0.73 on held-out voices. On 6,000
+clips of sound this stage's network reaches 0.79 there at once and 0.89 two frames later. The large models read wav2vec
+2.0, trained on 960 hours of speech, for the same reason; :class:`lpm_jax.models.audio.Hearing` is the toy's.
 
 Each branch regresses what its sound causes (:data:`CAUSED`), for its own video frame and for earlier ones
 (:data:`BEFORE`): a token comes to know what later sound told about an earlier frame, and the transformer, which reads

@@ -33,7 +33,7 @@ from tests.tiny import CONFIG
 def get_config():
     train = dataclasses.replace(CONFIG.train, optimizer="adamw", dtype="bfloat16", remat="full", batch=8, latents=3)
     dit = dataclasses.replace(CONFIG.dit, heads=4)
-    return dataclasses.replace(CONFIG, dit=dit, train=train, stages={"base.speak": {}, "vae": {}})
+    return dataclasses.replace(CONFIG, dit=dit, train=train, stages={"base.speak": {}, "vae": {}, "audio": {}})
 """
 STAGED = dataclasses.replace(
     CONFIG,
@@ -101,8 +101,9 @@ def test_a_training_step_and_its_sweep_from_the_command_line(config_file, tmp_pa
         ("chunk", "a100:8", "", "expected a chip of v5e, v5p, v6e, 7x, h100, h200, b200, found 'a100'"),
         ("chunk", "v5p:4x4", "", "expected 3 sizes for v5p, such as 4x4x4, found 'v5p:4x4'"),
         ("chunk", "cpu:8", "", "expected --chip too, one of v5e, v5p"),
-        ("base.shout", "h100:4", "", "--stage: expected chunk or one of base.speak, vae, found 'base.shout'"),
+        ("base.shout", "h100:4", "", "--stage: expected chunk or one of base.speak, vae, audio, found 'base.shout'"),
         ("vae", "h100:4", "", "expected chunk or a diffusion stage"),
+        ("audio", "h100:4", "", "expected chunk or a diffusion stage"),
         ("chunk", "h100:4", "--mesh fsdp=3", "expected axes whose product is 4 devices"),
         ("chunk", "h100:4", "--mesh data=4", "--mesh: expected AXIS=SIZE with an axis of replica, fsdp"),
         ("base.speak", "h100:4", "--remat some", "train.remat: expected one of none, dots"),
