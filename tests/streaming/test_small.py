@@ -103,6 +103,7 @@ def test_slots_hold_them():
     assert np.abs(np.asarray(frames[1]).astype(int) - np.asarray(expected[0])).max() <= 1
 
 
+@pytest.mark.slow
 def test_half_precision_draws_the_same_noise():
     params = tiny.params()
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)

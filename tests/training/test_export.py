@@ -34,6 +34,7 @@ def run(tmp_path, monkeypatch):
     return export_with
 
 
+@pytest.mark.slow
 def test_a_blend_is_the_weighted_mean(run, tmp_path):
     before, after = tiny.params(), run()
     pretrained.save(tmp_path / "before", tiny.CONFIG, before, jnp.float32)
