@@ -197,16 +197,15 @@ def latent_batches(
     source, window: Window, *, batch: int, seed: int, threads: int, rows: tuple[int, ...] | None = None
 ) -> grain.IterDataset:
     """Endless batches of ``batch`` windows for the diffusion stages; of ``rows`` of them if given."""
-    data = grain.MapDataset.source(source).seed(seed).shuffle().repeat(EPOCHS).random_map(window)
-    data, size = _rows(data, batch, rows)
-    return data.batch(size).to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * size))
+    return clip_batches(source, batch=batch, seed=seed, threads=threads, rows=rows, window=window)
 
 
 def clip_batches(
-    source, *, batch: int, seed: int, threads: int, rows: tuple[int, ...] | None = None
+    source, *, batch: int, seed: int, threads: int, rows: tuple[int, ...] | None = None, window: Window | None = None
 ) -> grain.IterDataset:
-    """Endless batches of whole clips; of ``rows`` of them if given."""
-    data, size = _rows(grain.MapDataset.source(source).seed(seed).shuffle().repeat(EPOCHS), batch, rows)
+    """Endless batches of whole clips, or of one ``window`` of each; of ``rows`` of them if given."""
+    data = grain.MapDataset.source(source).seed(seed).shuffle().repeat(EPOCHS)
+    data, size = _rows(data.random_map(window) if window else data, batch, rows)
     return data.batch(size).to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * size))
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from lpm_jax.config import AudioConfig, Config
 from lpm_jax.distributed import barrier, fetch, primary
 from lpm_jax.errors import InputError
 from lpm_jax.models.audio import FFT, Hearing, hearing_reach, log_mel
-from lpm_jax.training.latents import KINDS, LatentSource
+from lpm_jax.training.latents import KINDS, LatentSource, store
 from lpm_jax.training.loop import Stage
 
 #: The columns of ``PARAMS`` that a branch's sound causes; the first is what validation tells.
@@ -60,21 +59,9 @@ def build(config: Config, split: str, clips: int, workdir: Path) -> Path:
 
 
 def _make(config: Config, split: str, clips: int, directory: Path) -> None:
-    aside = directory.with_name(f"{directory.name}.incomplete-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     seed = config.train.seed + FIRST_SEED
     jobs = [(clip_seed(seed, split, i), SECONDS, split == "held_out") for i in range(clips)]
-    files: dict[str, np.memmap] = {}
-    for i, row in enumerate(told(_rows(config.audio, jobs), clips, f"sounds of {split}")):
-        for name, value in row.items():
-            if name not in files:
-                path = aside / f"{name}.npy"
-                files[name] = np.lib.format.open_memmap(path, "w+", value.dtype, (clips, *value.shape))
-            files[name][i] = value
-    for array in files.values():
-        array.flush()
-    aside.rename(directory)
+    store(directory, told(_rows(config.audio, jobs), clips, f"sounds of {split}"), clips)
 
 
 def _rows(config: AudioConfig, jobs: list) -> Iterator[dict[str, np.ndarray]]:

@@ -11,6 +11,7 @@ import io
 import os
 import shutil
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -125,9 +126,6 @@ def build(config: Config, weights: dict, split: str, workdir: Path) -> Path:
 
 
 def _encode(config: Config, weights: dict, split: str, source, directory: Path) -> None:
-    aside = directory.with_name(directory.name + f".incomplete-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     # The networks in half precision: they only correct the linear code, and this pass takes minutes.
     encoder = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), weights["encoder"])
     encode = jax.jit(lambda weights, video: toy.encode(config.vae, weights, toy.to_unit(video))[0])
@@ -140,18 +138,28 @@ def _encode(config: Config, weights: dict, split: str, source, directory: Path) 
         blank = np.zeros((padded - len(video), *video.shape[1:]), np.uint8)
         return np.asarray(encode(weights, np.concatenate([video, blank])))[: len(video)]
 
+    def rows() -> Iterator[dict[str, np.ndarray]]:
+        bar = tqdm(range(len(source)), desc=f"latents of {split}", disable=not sys.stderr.isatty())
+        for i in bar:
+            yield encode_clip(config, run, source[i])
+            if bar.disable and (i + 1) % 200 == 0:
+                print(f"latents of {split}: {i + 1}/{len(source)}", flush=True)
+
+    store(directory, rows(), len(source))
+
+
+def store(directory: Path, rows: Iterable[dict[str, np.ndarray]], count: int) -> None:
+    """Writes ``count`` rows as what :class:`LatentSource` reads: aside, and renamed when whole."""
+    aside = directory.with_name(f"{directory.name}.incomplete-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
     files: dict[str, np.memmap] = {}
-    bar = tqdm(range(len(source)), desc=f"latents of {split}", disable=not sys.stderr.isatty())
-    for i in bar:
-        row = encode_clip(config, run, source[i])
+    for i, row in enumerate(rows):
         for name, value in row.items():
             if name not in files:
-                files[name] = np.lib.format.open_memmap(
-                    aside / f"{name}.npy", "w+", np.asarray(value).dtype, (len(source), *np.shape(value))
-                )
+                shape = (count, *np.shape(value))
+                files[name] = np.lib.format.open_memmap(aside / f"{name}.npy", "w+", np.asarray(value).dtype, shape)
             files[name][i] = value
-        if bar.disable and (i + 1) % 200 == 0:
-            print(f"latents of {split}: {i + 1}/{len(source)}", flush=True)
     for array in files.values():
         array.flush()
     aside.rename(directory)
