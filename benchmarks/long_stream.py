@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from benchmarks.report import Row, resident_megabytes
 from data_pipeline.schema import FPS, PARAM_INDEX, SAMPLE_RATE, SAMPLES_PER_FRAME
 from lpm_jax.bench import signals
 from lpm_jax.bench.instruments.reader import Reader
+from lpm_jax.bench.metrics import stability
+from lpm_jax.bench.observe import thumbnails
 from lpm_jax.progress import progress
 
 #: Figures of a minute that its age must not change, and by what share it may.
@@ -54,7 +55,7 @@ def long_stream(
             "amplitude": signals.amplitude_ratio([read.aperture], [mouth]),
             "nods": signals.best_lag([read.pitch], [pitch], 1)[1],
             "sharpness": signals.sharpness(frames),
-            "flicker": flicker(frames),
+            "flicker": stability.flicker(thumbnails(frames)),
             "resident_megabytes": resident_megabytes(),
             "times_real_time": len(frames) / FPS / spent,
         }
@@ -72,15 +73,3 @@ def long_stream(
         rows.append(Row(f"long stream: {name}, minute 1", first))
         rows.append(Row(f"long stream: {name}, change by the end", abs(last / first - 1), target=f"<= {CHANGE}"))
     return rows, log
-
-
-def flicker(frames: UInt8[np.ndarray, "frames h w 3"], cells: int = 8) -> float:
-    """Mean absolute second difference of the brightness of ``cells x cells`` regions: motion is smooth, flicker is not.
-
-    >>> still = np.zeros((4, 16, 16, 3), np.uint8)
-    >>> flicker(still), flicker(np.concatenate([still, still + 8])) > 1
-    (0.0, True)
-    """
-    n, h, w, _ = frames.shape
-    blocks = frames[:, : h // cells * cells, : w // cells * cells].reshape(n, cells, h // cells, cells, w // cells, 3)
-    return float(np.abs(np.diff(blocks.mean((2, 4, 5)), 2, axis=0)).mean())

@@ -104,7 +104,7 @@ def test_seams_and_flicker_rise_with_the_defect():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(len(frames), 1, 1, 1))
     flickering = [seen((frames + k * noise).clip(0, 255).astype(np.uint8)) for k in (0, 2, 6)]
-    assert falling([stability.flicker(x) for x in flickering], "lower")
+    assert falling([stability.flicker(x.thumbs) for x in flickering], "lower")
     jumps = np.cumsum(np.arange(len(frames)) % 12 == 0) % 2
     seams = [seen((frames + k * jumps[:, None, None, None]).clip(0, 255).astype(np.uint8)) for k in (0, 3, 12)]
     assert falling([stability.seam(x, 12) for x in seams], "lower")

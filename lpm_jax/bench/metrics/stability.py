@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float
 
 from lpm_jax.bench.cases import Case
 from lpm_jax.bench.metrics import Context, Scores
@@ -14,7 +15,7 @@ def scores(case: Case, seen: Observation, context: Context) -> Scores:
     out: Scores = dict.fromkeys(("flicker", "seam", "drift"))
     if len(seen) < 3:
         return out
-    out["flicker"] = flicker(seen)
+    out["flicker"] = flicker(seen.thumbs)
     out["seam"] = seam(seen, context.chunk)
     colours = [region_colours(part) for part in seconds(seen.thumbs)]
     if len(colours) > 1:
@@ -22,9 +23,9 @@ def scores(case: Case, seen: Observation, context: Context) -> Scores:
     return out
 
 
-def flicker(seen: Observation) -> float:
+def flicker(thumbs: Float[np.ndarray, "frames c c 3"]) -> float:
     """Mean absolute second difference of the regions' brightness: motion is smooth, flicker is not."""
-    return float(np.abs(np.diff(seen.thumbs.mean(-1), 2, axis=0)).mean())
+    return float(np.abs(np.diff(thumbs.mean(-1), 2, axis=0)).mean())
 
 
 def seam(seen: Observation, chunk: int) -> float | None:
