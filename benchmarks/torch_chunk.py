@@ -153,7 +153,7 @@ class Stream:
         anchor, clean, copies = state["anchor"], torch.zeros_like(noise[0]), cfg["patch"] ** 2
         near = (anchor + self.config["stream"]["carry"] * (state["near"] - anchor)).expand_as(clean)
         variance = self.model.prior["variance"].repeat(copies)
-        for t, draw in zip(self.config["stream"]["levels"], noise, strict=True):
+        for i, (t, draw) in enumerate(zip(self.config["stream"]["levels"], noise, strict=True)):
             noisy = (1 - t) * clean + t * draw
             gain = (1 - t) * variance / ((1 - t) ** 2 * variance + t**2)
             shown = anchor + gain * (noisy - (1 - t) * anchor)
@@ -161,7 +161,8 @@ class Stream:
             out, new = self.parts["evaluate"](shown, level, near - anchor, state["text"], sounds, place, state["cache"])
             change, still, carry = out.split((clean.shape[-1], cfg["channels"], cfg["channels"]), dim=-1)
             still, carry = still.repeat(1, 1, copies), carry.clamp(-1, 1).repeat(1, 1, copies)
-            clean = shown + still * (shown - anchor) + carry * (near - anchor) + change
+            draft = clean if i else shown
+            clean = draft + still * (draft - anchor) + carry * (near - anchor) + change
         state["cache"][:, :, write : write + len(clean)] = new
         state["near"] = clean[-1:]
         (rows, columns), p = self.grid, cfg["patch"]

@@ -16,6 +16,7 @@ def get_config() -> Config:
     half = {"dtype": "bfloat16"}  # five times faster matrix products on AMX cores, and on GPU and TPU
     vae = {**half, "steps": 2200, "batch": 24, "crops_per_clip": 6, "learning_rate": 6e-3, "mouth": 5.0, "eyes": 3.0}
     audio = {"dtype": "float32", "steps": 1200, "batch": 32, "optimizer": "adamw", "learning_rate": 2e-3, "ema": 0.995}
+    lips = {**half, "steps": 2500, "batch": 8, "optimizer": "adamw", "learning_rate": 2e-3, "ema": 0.99}
     dit = {**half, "batch": 8, "learning_rate": 4e-3, "warmup": 40, "ema": 0.99, "token_keep": 1.0, "unroll": True}
     ode = {**dit, "steps": 320, "learning_rate": 3e-3, "mouth": 8.0, "init": "online.causal"}
     duel = {
@@ -33,14 +34,16 @@ def get_config() -> Config:
         stages={
             "vae": {**vae, "ema": 0.998},
             "audio": audio,
+            "lips": lips,
             "base.speak": {**dit, "steps": 250, "kinds": ("speak", "idle")},
             "base.listen": {**dit, "steps": 300},
-            "base.identity": {**dit, "steps": 100, "extra_references": 0.3},
-            "online.causal": {**dit, "steps": 2500, "extra_references": 0.3},
+            "base.identity": {**dit, "steps": 100, "extra_references": 0.3, "lips": 4.0},
+            "online.causal": {**dit, "steps": 2500, "extra_references": 0.3, "lips": 4.0},
+            "online.rollout": {**dit, "steps": 400, "mouth": 8.0, "extra_references": 0.3, "lips": 4.0},
             "online.ode": ode,
             "online.dmd_off": {**duel, "token_keep": 1.0},
             "online.dmd_on": duel,
             "online.refine": {**duel, "init": "online.dmd_on"},
         },
-        recipe=("vae", "audio", "base.speak", "base.listen", "base.identity", "online.causal"),
+        recipe=("vae", "audio", "lips", "base.speak", "base.listen", "base.identity", "online.causal"),
     )

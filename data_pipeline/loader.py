@@ -150,6 +150,7 @@ class Window(grain.transforms.RandomMap):
     first_frame: float  # share of windows that show their first frame
     extra: float  # share of windows that show view and expression references
     inside: float = 0.5  # share of windows whose global appearance is a frame of the clip itself, as a stream's may be
+    mouth: bool = False  # with the cells that the mouth is in, and how far it is open in each video frame
 
     def random_map(self, clip: dict, rng: np.random.Generator) -> dict:
         total = len(clip["latents"]) - 1
@@ -180,6 +181,9 @@ class Window(grain.transforms.RandomMap):
             "weights": weight[window],
             "kind": clip["kind"],
         }
+        if self.mouth:
+            shown = slice(frame, frame + LATENT_STRIDE * self.latents)
+            out |= {"mouth": clip["mouth"][window], "aperture": clip["aperture"][shown]}
         if not self.extra:
             out |= {name: out[name][:2] for name in ("references", "reference_kinds", "reference_valid")}
         for name in ("speak", "listen"):

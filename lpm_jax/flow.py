@@ -17,6 +17,9 @@ channel, do what ``F`` could not, a token having more values than the network is
 about the variance *here*, and takes the noise out where nothing moves (``G = -1``); ``H`` carries over the *near*
 latent ``n``, the last one known before a chunk, so that a pose once taken is kept without being drawn anew (``H = 1``,
 its bound; below one, mistakes fade towards the reference). Large models use "velocity" and none of this.
+
+Where ``x_t`` is the network's own estimate, re-noised, as in every evaluation of a chunk but the first, that *draft*
+takes the place of ``m``: what is best when the noise is known, and none of it comes through.
 """
 
 from __future__ import annotations
@@ -61,13 +64,21 @@ def carried(last: Array, anchor: Array, share: float) -> Array:
 
 
 def clean_from_output(
-    prediction: str, output: Array, shown: Array, level: Float[Array, "b frames"], anchor: Array, near: Array
+    prediction: str,
+    output: Array,
+    shown: Array,
+    level: Float[Array, "b frames"],
+    anchor: Array,
+    near: Array,
+    draft: Array | None = None,
 ) -> Array:
     """The network's estimate of ``x_0`` from its output and what it was shown (:func:`network_input`).
 
     In ``"clean"`` the output's last axis holds ``F``, then ``G`` and ``H``, which belong to equal parts of it.
+    ``draft`` is the estimate that was re-noised, where ``x_t`` is one.
     """
     if prediction == "clean":
+        shown = shown if draft is None else draft
         change, gates = jnp.split(output, [shown.shape[-1]], axis=-1)
         repeats = 2 * shown.shape[-1] // gates.shape[-1]
         noise, carry = (jnp.tile(gate, repeats) for gate in jnp.split(gates, 2, axis=-1))

@@ -127,7 +127,8 @@ def test_config_files(tmp_path):
 
 def test_the_bundled_recipe():
     config = load_config("configs/toy.py")
-    assert list(config.recipe) == ["vae", "audio", "base.speak", "base.listen", "base.identity", "online.causal"]
+    parts = ["vae", "audio", "lips"]
+    assert list(config.recipe) == [*parts, "base.speak", "base.listen", "base.identity", "online.causal"]
     for stage in config.stages:
         train = config.for_stage(stage).train
         assert train.steps > 0 and train.latents % config.stream.chunk == 0

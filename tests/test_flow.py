@@ -49,6 +49,13 @@ def test_both_predictions_name_the_same_clean_frame():
     np.testing.assert_allclose(from_velocity, CLEAN, atol=1e-5)
     np.testing.assert_allclose(from_clean, CLEAN, atol=1e-5)
     assert network_input("velocity", noisy, level, anchor, VARIANCE) is noisy
+    # A draft is what the output corrects, whatever the noise over it; the velocity is the noisy frame's all the same.
+    draft = draw(5, 2, 3, 4, 5)
+    corrected = clean_from_output("clean", output, shown, level, anchor, near, draft)
+    want = draft + noise * (draft - anchor) + carry.clip(-1, 1) * (near - anchor) + change
+    np.testing.assert_allclose(corrected, want, atol=1e-5)
+    again = clean_from_output("velocity", NOISE - CLEAN, noisy, level, anchor, near, draft)
+    np.testing.assert_array_equal(again, from_velocity)
     # And back: the velocity of the clean prediction is dx_t / dt.
     velocity = (noisy - from_clean) / level[..., None, None]
     np.testing.assert_allclose(velocity, NOISE - CLEAN, atol=1e-4)

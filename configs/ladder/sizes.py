@@ -1,8 +1,9 @@
 """The ladder of sizes for scaling studies: the toy with another width and depth, and nothing else changed.
 
 Latent space, prediction, gates, data and stages are the toy's, so every rung reads one workdir's ``vae`` and
-``latents``; sound alone is encoded without ``audio.hearing``, as when the ladder was measured. Heads have 32 channels,
-the feed-forward is three times the width, encoders are as wide as the transformer.
+``latents``; sound alone is encoded without ``audio.hearing``, and lips have no term of their own, as when the ladder
+was measured. Heads have 32 channels, the feed-forward is three times the width, encoders are as wide as the
+transformer.
 
 The learning rate is the toy's at every size, and was tuned at none. Muon with ``consistent_rms`` gives each weight the
 same root-mean-square step at any width, as AdamW's rates are often carried over (Liu et al. 2025, arXiv 2502.16982);
@@ -26,4 +27,5 @@ def rung(name: str, width: int, depth: int) -> Config:
     )
     audio = dataclasses.replace(base.audio, width=width, hearing=0)
     text = dataclasses.replace(base.text, width=width)
-    return dataclasses.replace(base, name=name, dit=dit, audio=audio, text=text)
+    stages = {stage: {**settings, "lips": 0.0} for stage, settings in base.stages.items()}
+    return dataclasses.replace(base, name=name, dit=dit, audio=audio, text=text, stages=stages)

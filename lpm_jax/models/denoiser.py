@@ -71,9 +71,11 @@ class Denoiser:
         noisy: Float[Array, "b frames tokens pc"],
         level: Float[Array, "b frames"],
         near: Float[Array, "b #frames tokens pc"] | None = None,
+        draft: Float[Array, "b frames tokens pc"] | None = None,
     ) -> Array:
         """The estimate of ``x_0``. ``near`` is each frame's near latent (flow.py), by default the first frame, or the
-        anchor where that is absent."""
+        anchor where that is absent; ``draft`` the estimate under the noise, where ``noisy`` is one (the anchor at level
+        1, where there is none)."""
         cfg = self.config.dit
         near = self.first if near is None else near
         near = jnp.broadcast_to(near, noisy.shape).astype(self.references.dtype)
@@ -86,4 +88,5 @@ class Denoiser:
             implementation=self.config.train.attention or None, remat=self.config.train.remat,
             unroll=self.config.train.unroll, near=known,
         )  # fmt: skip
-        return clean_from_output(cfg.prediction, out, shown, level, self.anchor, near)
+        draft = None if draft is None else draft.astype(out.dtype)
+        return clean_from_output(cfg.prediction, out, shown, level, self.anchor, near, draft)

@@ -15,6 +15,7 @@ from lpm_jax.errors import InputError
 from lpm_jax.flops import Workload
 
 DUELS = ("online.dmd_off", "online.dmd_on", "online.refine")  # stages in which a critic learns as well
+ROLLOUT = "online.rollout"
 CHUNK = "chunk"  # the "stage" that is the streaming step
 KERNELS = {"tpu": "splash", "cpu": "xla"}  # self-attention, by compiler
 
@@ -37,7 +38,7 @@ def stage_config(config: Config, stage: str, compiler: str) -> Config:
         if stage not in config.stages:
             raise InputError(f"--stage: expected {CHUNK} or one of {', '.join(config.stages)}, found {stage!r}")
         config = config.for_stage(stage)
-    if stage in ("vae", "audio"):
+    if stage in ("vae", "audio", "lips"):
         raise InputError(f"--stage {stage}: expected {CHUNK} or a diffusion stage: it is not sharded")
     train = dataclasses.replace(config.train, attention=config.train.attention or KERNELS[compiler])
     stream = dataclasses.replace(config.stream, attention=config.stream.attention or KERNELS[compiler])
@@ -86,13 +87,17 @@ def model_flops(config: Config, stage: str) -> int:
     counted, and attention is counted where it is allowed (references see only references)."""
     if stage in DUELS:
         return duel_flops(config, stage)
+    if stage == ROLLOUT:  # each chunk is evaluated as in a stream, those that count with gradients
+        distill, chunk = config.distill, config.train.batch * pass_flops(config, CHUNK)
+        chunks = (distill.rollout - distill.gradient) / 2 + 3 * distill.gradient
+        return round(chunk * chunks * (len(config.stream.levels) + (config.stream.history == "clean")))
     passes = len(config.stream.levels) if stage == CHUNK else 6 if causal(stage) else 3
     return passes * pass_flops(config, stage)
 
 
 def turns(config: Config, stage: str) -> int:
     """How often a loop runs on average whose length a step is told: the chunks of a rollout without gradients."""
-    on_policy = stage in DUELS and stage != "online.dmd_off"
+    on_policy = stage == ROLLOUT or stage in DUELS and stage != "online.dmd_off"
     return max(1, round((config.distill.rollout - config.distill.gradient) / 2)) if on_policy else 1
 
 
@@ -116,7 +121,7 @@ def duel_flops(config: Config, stage: str) -> int:
 
     if stage == "online.dmd_off":
         window = pass_flops(config, "base.identity")
-        return window * (3 + 1 + terms) + window * (1 + 3)
+        return window * (1 + 3 + 1 + terms) + window * (2 + 3)  # a sample is two passes, gradients through the second
     short = dataclasses.replace(config.train, latents=distill.gradient * stream.chunk)
     window = pass_flops(dataclasses.replace(config, train=short), "base.identity")
     backbone = len(stream.levels) + (stream.history == "clean")

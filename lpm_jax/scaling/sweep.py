@@ -40,7 +40,7 @@ def plan(configs: list[Config], stage: str, steps: list[int], rest: list[str], m
     """
     first = configs[0]
     for config in configs:
-        if not isinstance(config.vae, VAEConfig) or stage in ("vae", "audio"):
+        if not isinstance(config.vae, VAEConfig) or stage in ("vae", "audio", "lips"):
             raise InputError(f"{config.name}: expected a diffusion stage of the toy's latents, found {stage}")
         if _space(config) != _space(first):
             raise InputError(f"{config.name}: expected the latent space and the data of {first.name}, found others")

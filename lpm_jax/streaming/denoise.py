@@ -114,8 +114,8 @@ def evaluate(
     """The estimates of the next chunk after each evaluation, in float32, and the cache with its history.
 
     The first evaluation starts from ``coarse``, where it is given, taken to its noise level; else from noise alone.
-    Each later one starts from the estimate before it, re-noised, through which no gradient passes. ``remat`` says what
-    gradients keep (``nn/remat.py``).
+    Each later one starts from the estimate before it, re-noised, through which no gradient passes, and corrects it
+    (``draft`` in flow.py). ``remat`` says what gradients keep (``nn/remat.py``).
     """
     cfg, stream = config.dit, config.stream
     b, chunk = track.near.shape[0], stream.chunk
@@ -126,23 +126,27 @@ def evaluate(
     near = jnp.broadcast_to(carried(track.near, track.anchor, stream.carry), clean.shape)
     known = (near - track.anchor).astype(dtype) if cfg.prediction == "clean" else None
 
-    def run(noisy: Array, level: float, cache: dit.Cache, shelf: int, write: bool) -> tuple[Array, Any]:
+    def run(
+        noisy: Array, level: float, draft: Array | None, cache: dit.Cache, shelf: int, write: bool
+    ) -> tuple[Array, Any]:
         levels = jnp.full((b, chunk), level)
         shown = network_input(cfg.prediction, noisy, levels, track.anchor, variance)
         out, cache = dit.forward(
             cfg, network, shown.astype(dtype), levels, chunk, told, positions, cache, slot if write else None,
             implementation=stream.attention or None, remat=remat, near=known, shelf=shelf,
         )  # fmt: skip
-        return clean_from_output(cfg.prediction, out.astype(jnp.float32), shown, levels, track.anchor, near), cache
+        out = out.astype(jnp.float32)
+        return clean_from_output(cfg.prediction, out, shown, levels, track.anchor, near, draft), cache
 
-    estimates = []
+    estimates, draft = [], coarse
     for i, level in enumerate(way.levels):
         noise = jax.random.normal(jax.random.fold_in(draw, i), clean.shape, clean.dtype)
         noisy = add_noise(jax.lax.stop_gradient(clean), noise, jnp.full((b, chunk), level))
         last = i == len(way.levels) - 1
         write = way.history == "each" or way.history == "last" and last
-        clean, cache = run(noisy, level, cache, i if way.history == "each" else 0, write)
+        clean, cache = run(noisy, level, draft, cache, i if way.history == "each" else 0, write)
+        draft = jax.lax.stop_gradient(clean)
         estimates.append(clean)
     if way.history == "clean":
-        _, cache = run(jax.lax.stop_gradient(clean), 0.0, cache, 0, True)
+        _, cache = run(draft, 0.0, None, cache, 0, True)
     return estimates, cache

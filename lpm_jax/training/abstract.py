@@ -20,7 +20,7 @@ from lpm_jax import sharding
 from lpm_jax.config import Config
 from lpm_jax.models import conditions, vae
 from lpm_jax.models.audio import STRIDE
-from lpm_jax.training import distill, duel, ode, online, trajectories
+from lpm_jax.training import distill, duel, ode, on_policy, online, trajectories
 from lpm_jax.training.flow_matching import CAUSAL, frozen, make_loss
 from lpm_jax.training.step import Program, make_program
 
@@ -75,12 +75,14 @@ def train_program(config: Config, stage: str, mesh: Mesh) -> tuple[Callable, tup
         frames = online.window_latents(config, stage)
         return step, (program.state, program.fixed, batch_shapes(config, mesh, frames), key)
     program = abstract_program(config, mesh)
-    batch = batch_shapes(config, mesh)
+    batch = batch_shapes(config, mesh, online.window_latents(config, stage) if stage in online.STAGES else 0)
     if stage == online.ODE:
         b, frames, *cells = batch["latents"].shape
         states = (b, len(trajectories.kept_levels(config)), frames, *cells)
         batch["states"] = jax.ShapeDtypeStruct(states, jnp.float16, sharding=sharding.batch_sharding(mesh))
         step = program.step(ode.make_loss(config))
+    elif stage == on_policy.STAGE:
+        step = program.step(on_policy.make_loss(config))
     else:
         step = program.step(make_loss(config, stage in CAUSAL, config.train.token_keep))
     return step, (program.state, batch, key)

@@ -23,9 +23,9 @@ from lpm_jax.base.sampler import Guided
 from lpm_jax.config import Config
 from lpm_jax.flow import add_noise, sample_levels, weighted_loss
 from lpm_jax.models import dit, vae
-from lpm_jax.models.denoiser import Denoiser, previous
+from lpm_jax.models.denoiser import Denoiser
 from lpm_jax.models.text import tokenize
-from lpm_jax.training import dmd, rollout
+from lpm_jax.training import dmd, passes, rollout
 from lpm_jax.training.duel import Duel
 from lpm_jax.training.flow_matching import patch_weights
 from lpm_jax.training.lora import whole
@@ -93,19 +93,19 @@ def switched(config: Config, batch: dict, at: Array, change: Array) -> tuple[dic
 
 def make_off_policy(config: Config) -> Callable[[dict, dict, Array], Made]:
     """``make(params, batch, key)``: block-causal estimates of the teacher's samples, each chunk at one of the student's
-    noise levels, the history at such levels too."""
+    noise levels, the history at such levels too (``passes.py``)."""
     stream = config.stream
 
     def make(params: dict, batch: dict, key: Array) -> Made:
-        k_level, k_noise = jax.random.split(key)
+        k_chunks, k_noise, k_later, k_own = jax.random.split(key, 4)
         truth = dit.patchify(config.dit, batch["latents"].astype(jnp.float32))
         b, frames = truth.shape[:2]
-        which = jax.random.randint(k_level, (b, frames // stream.chunk), 0, len(stream.levels))
-        level = jnp.repeat(jnp.asarray(stream.levels)[which], stream.chunk, axis=1)
+        noise, later = (jax.random.normal(k, truth.shape) for k in (k_noise, k_later))
+        later = add_noise(truth, later, jnp.full((b, frames), stream.levels[1]))
         denoise = Denoiser(config, params, batch, frames, stream.chunk)
-        near = previous(truth, denoise.first, denoise.anchor, stream)
-        noise = jax.random.normal(k_noise, truth.shape)
-        return Made(denoise(add_noise(truth, noise, level), level, near), batch, truth)
+        guessed = passes.choose(k_chunks, b, frames, stream)
+        made = passes.two_passes(denoise, stream, truth, (noise, later), guessed, k_own)
+        return Made(made.second, batch, truth)
 
     return make
 

@@ -3,11 +3,8 @@
 ``base.speak``, ``base.listen`` and ``base.identity`` train the bidirectional teacher, each on its mixture: speaking and
 silence first, then everything, then further references.
 
-``online.causal`` trains the streaming student with the block-causal mask at the two noise levels that it will run at.
-Half the chunks of a window are at T0 (pure noise), the others at T1, at random, so a chunk at T0 learns to continue a
-history at T1: what the cache holds when it streams. A second pass swaps the levels, and what stood at T0 now stands at
-T1 as the network's *own* estimate, re-noised: the student meets its own mistakes, as on-policy training does
-(Self-Forcing, arXiv 2506.08009), with two parallel passes instead of a rollout.
+``online.causal`` trains the streaming student with the block-causal mask at the two noise levels that it will run at
+(``passes.py``).
 """
 
 from __future__ import annotations
@@ -29,8 +26,9 @@ from lpm_jax.errors import InputError
 from lpm_jax.flow import add_noise, sample_levels, weighted_loss
 from lpm_jax.models import conditions, dit, vae
 from lpm_jax.models.audio import STRIDE
-from lpm_jax.models.denoiser import Denoiser, previous, take
-from lpm_jax.training import latents
+from lpm_jax.models.denoiser import Denoiser, take
+from lpm_jax.training import latents, passes
+from lpm_jax.training import lips as mouths
 from lpm_jax.training.loop import Stage
 from lpm_jax.training.resume import load_average
 
@@ -49,9 +47,14 @@ def keep_patches(key: Array, weights: Float[Array, "b frames tokens"], share: fl
     return jnp.sort(jax.lax.top_k(score, int(share * n))[1], axis=1)
 
 
-def make_loss(config: Config, causal: bool, share: float):
-    """``loss(params, batch, key)`` of a stage that computes ``share`` of each frame's patches."""
+def make_loss(config: Config, causal: bool, share: float, reader: dict | None = None):
+    """``loss(params, batch, key)`` of a stage that computes ``share`` of each frame's patches; ``reader`` is stage
+    ``lips``' network, where ``train.lips`` weighs what it reads."""
     train, flow = config.train, config.flow
+
+    def lips(clean, batch, keep, counts):
+        return mouths.difference(config, reader, clean, batch, keep, counts) if reader else 0.0
+
     dtype = jnp.dtype(train.dtype)
 
     def loss(params, batch, key):
@@ -74,26 +77,17 @@ def make_loss(config: Config, causal: bool, share: float):
             level = sample_levels(k_level, (b, frames), flow)
             clean = denoise(add_noise(truth, noise, level), level)
             value, error = weighted_loss(clean, truth, level, weight, channels, flow)
-            return value, by_level(error, level, LEVELS) | by_kind(error, batch)
-        first, second = config.stream.levels
-        chunk = config.stream.chunk
-        # The near latents: the truth's, a little off; then the network's own.
-        off = NEAR_NOISE * jax.random.normal(k_near, truth.shape, dtype)
-        pure = jax.random.bernoulli(k_level, 0.5, (b, frames // chunk))
-        pure = jnp.repeat(pure, chunk, axis=1)
-        level = jnp.where(pure, first, second)
-        near = previous(truth + off, denoise.first, denoise.anchor, config.stream)
-        clean = denoise(add_noise(truth, noise, level), level, near)
-        value1, error1 = weighted_loss(clean, truth, level, weight, channels, flow)
-        # Swap the levels; chunks that were guessed from pure noise come back as their own re-noised guess.
-        own = jnp.where(pure[..., None, None], jax.lax.stop_gradient(clean), truth)
-        swapped = jnp.where(pure, second, first)
-        noise2 = jax.random.normal(k_noise2, truth.shape, dtype)
-        near = previous(jax.lax.stop_gradient(clean), denoise.first, denoise.anchor, config.stream)
-        clean2 = denoise(add_noise(own, noise2, swapped), swapped, near)
-        value2, error2 = weighted_loss(clean2, truth, swapped, weight, channels, flow)
-        metrics = by_level(jnp.concatenate([error1, error2]), jnp.concatenate([level, swapped]))
-        return 0.5 * (value1 + value2), metrics | by_kind(0.5 * (error1 + error2), batch)
+            read = lips(clean, batch, keep, jnp.ones((b, frames)))
+            metrics = by_level(error, level, LEVELS) | by_kind(error, batch)
+            return value + train.lips * read, metrics | ({"lips": read} if reader else {})
+        guessed = passes.choose(k_level, b, frames, config.stream)
+        later = add_noise(truth, noise, jnp.full((b, frames), config.stream.levels[1]))
+        off = NEAR_NOISE * jax.random.normal(k_near, truth.shape, dtype)  # the truth's near latents, a little off
+        made = passes.two_passes(denoise, config.stream, truth, (noise, later), guessed, k_noise2, truth + off)
+        value, error = passes.loss(made, truth, guessed, weight, channels, flow)
+        read = 0.5 * lips(made.first, batch, keep, guessed) + lips(made.second, batch, keep, jnp.ones((b, frames)))
+        metrics = by_level(error, made.level) | by_kind(error, batch)
+        return value + train.lips * read, metrics | ({"lips": read} if reader else {})
 
     return loss
 
@@ -194,7 +188,9 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         weights=RegionWeights(train.mouth, train.eyes, train.face),
         first_frame=0.7,
         extra=train.extra_references,
+        mouth=bool(train.lips),
     )
+    reader = mouths.load(config, workdir)
     source = latents.LatentSource(latents.build(config, coder, "train", workdir), train.kinds)
     held_out = latents.LatentSource(latents.build(config, coder, "held_out", workdir))
     if before == "scratch":
@@ -219,9 +215,9 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         batch=train.batch,
         fingerprint=repr(source),
         flops=step_flops(config, causal),
-        loss=make_loss(config, causal, train.token_keep),
+        loss=make_loss(config, causal, train.token_keep, reader),
         # Now and then all patches, as streaming computes them.
-        other_loss=make_loss(config, causal, 1.0) if train.token_keep < 1 and train.whole_every else None,
+        other_loss=make_loss(config, causal, 1.0, reader) if train.token_keep < 1 and train.whole_every else None,
         other_every=train.whole_every,
         validate=Validator(config, causal, coder, held_out, window),
         finish=lambda weights: weights,

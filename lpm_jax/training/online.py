@@ -15,13 +15,13 @@ from lpm_jax.checkpoint import load_weights
 from lpm_jax.config import Config
 from lpm_jax.errors import InputError
 from lpm_jax.models import conditions, vae
-from lpm_jax.training import distill, duel, latents, lora, ode, trajectories
+from lpm_jax.training import distill, duel, latents, lips, lora, ode, on_policy, trajectories
 from lpm_jax.training.flow_matching import frozen, starting_weights
 from lpm_jax.training.loop import Stage
 from lpm_jax.training.validation import Validator
 
 ODE = "online.ode"
-STAGES = (ODE, *distill.STAGES)
+STAGES = (on_policy.STAGE, ODE, *distill.STAGES)
 
 
 def check(config: Config, stage: str, frames: int) -> None:
@@ -32,7 +32,7 @@ def check(config: Config, stage: str, frames: int) -> None:
     """
     wanted = window_latents(config, stage)
     if wanted > frames:
-        name = "distill.rollout" if stage in (distill.ON, distill.REFINE) else "train.latents"
+        name = "train.latents" if stage in (ODE, distill.OFF) else "distill.rollout"
         raise InputError(f"--{name}: expected windows of up to {frames} latent frames, the clips', found {wanted}")
     if stage == distill.REFINE and not config.stream.refine:
         raise InputError("--stream.refine: expected T2, the noise level that the Refiner starts from, found 0")
@@ -44,8 +44,7 @@ def check(config: Config, stage: str, frames: int) -> None:
 
 def window_latents(config: Config, stage: str) -> int:
     """Latent frames of a batch's windows: a whole rollout, or one window."""
-    on_policy = stage in (distill.ON, distill.REFINE)
-    return config.distill.rollout * config.stream.chunk if on_policy else config.train.latents
+    return config.train.latents if stage in (ODE, distill.OFF) else config.distill.rollout * config.stream.chunk
 
 
 def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
@@ -58,7 +57,6 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
     shapes = conditions.abstract(config)
     coder = load_weights(workdir / "vae" / "weights", "model", vae.abstract(config.vae))
     student = starting_weights(workdir, before, shapes)
-    teacher = starting_weights(workdir, config.distill.teacher, shapes)
     source = latents.LatentSource(latents.build(config, coder, "train", workdir), train.kinds)
     held_out = latents.LatentSource(latents.build(config, coder, "held_out", workdir))
     check(config, stage, len(source[0]["latents"]) - 1)
@@ -69,6 +67,7 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         weights=RegionWeights(train.mouth, train.eyes, train.face),
         first_frame=0.7 if stage in (ODE, distill.OFF) else 1.0,  # a stream has its picture
         extra=train.extra_references,
+        mouth=stage == on_policy.STAGE and bool(train.lips),
     )
     axes = conditions.axes(config)
 
@@ -76,6 +75,8 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         return latent_batches(source, window, batch=train.batch, rows=rows, seed=train.seed, threads=train.data_threads)
 
     data, fingerprint = clips, repr(source)
+    if stage != on_policy.STAGE:
+        teacher = starting_weights(workdir, config.distill.teacher, shapes)
     if stage in (ODE, distill.OFF):
         folder = trajectories.build(config, teacher, axes, clips, fingerprint, workdir)
         samples = trajectories.TrajectorySource(folder)
@@ -91,10 +92,11 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         "name": stage, "data": data, "batch": train.batch, "fingerprint": fingerprint, "axes": axes,
         "tokens": math.prod(config.grid),
     }  # fmt: skip
-    if stage == ODE:
-        return Stage(
-            **common, params=student, loss=ode.make_loss(config), validate=validator, finish=lambda x: x, frozen=frozen
-        )
+    if stage in (ODE, on_policy.STAGE):
+        loss = ode.make_loss(config)
+        if stage == on_policy.STAGE:
+            loss = on_policy.make_loss(config, lips.load(config, workdir))
+        return Stage(**common, params=student, loss=loss, validate=validator, finish=lambda x: x, frozen=frozen)
     players = Players(stage, config, student, teacher, coder)
     return Stage(
         **common,

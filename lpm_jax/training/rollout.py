@@ -29,7 +29,7 @@ def cut(config: Config, batch: dict, first: Int[Array, ""] | int, chunks: int) -
     window = dict(batch)
     for name in ("speak", "listen"):
         window[name] = jax.lax.dynamic_slice_in_dim(batch[name], STRIDE * start, history + STRIDE * frames, axis=1)
-    for name in ("latents", "weights"):
+    for name in ("latents", "weights", "mouth"):
         if name in batch:
             window[name] = jax.lax.dynamic_slice_in_dim(batch[name], start, frames, axis=1)
     valid = jnp.asarray(batch["reference_valid"])
@@ -110,12 +110,18 @@ def joined(chunks: Float[Array, "n b chunk tokens pc"]) -> Float[Array, "b frame
 def roll(
     player: Player, params: dict, warm: Int[Array, ""] | int, count: int, exits: Int[Array, " b"], key: Array
 ) -> Float[Array, "b frames tokens pc"]:
-    """``count`` chunks that gradients reach, after ``warm`` without any.
-
-    ``exits`` says which evaluation's estimate is a clip's result: trained on all, each is worth something by itself.
-    All evaluations are computed and differentiated, so that one program serves; those that come after a clip's exit
-    only write its history.
+    """:func:`estimates` of which ``exits`` says whose is a clip's result: trained on all, each is worth something by
+    itself. All evaluations are computed and differentiated, so that one program serves; those that come after a clip's
+    exit only write its history.
     """
+    made = estimates(player, params, warm, count, key)
+    return made[jnp.minimum(exits, len(made) - 1), jnp.arange(len(exits))]
+
+
+def estimates(
+    player: Player, params: dict, warm: Int[Array, ""] | int, count: int, key: Array
+) -> Float[Array, "evaluations b frames tokens pc"]:
+    """``count`` chunks that gradients reach, after ``warm`` without any, as each evaluation made them."""
     config = player.config
     start_key, noise = jax.random.split(key)
     fixed = jax.lax.stop_gradient(params)
@@ -126,16 +132,16 @@ def roll(
         return corrupted(config, state, jax.random.fold_in(noise, chunk))
 
     def last(state: StreamState, chunk: Array) -> tuple[StreamState, Array]:
-        state, estimates = player.step(params, state, chunk, remat)
-        made = jnp.stack(estimates)[jnp.minimum(exits, len(estimates) - 1), jnp.arange(len(exits))]
+        state, made = player.step(params, state, chunk, remat)
         state = corrupted(config, state, jax.random.fold_in(noise, chunk))
-        return jax.tree.map(jax.lax.stop_gradient, state), made
+        return jax.tree.map(jax.lax.stop_gradient, state), jnp.stack(made)
 
     if remat != "none":  # a chunk's inputs stay, the cache among them; the rest is computed again
         last = jax.checkpoint(last, prevent_cse=False)
     state = jax.lax.fori_loop(0, warm, lambda n, state: onward(state, n), player.start(fixed, start_key))
     state = jax.tree.map(jax.lax.stop_gradient, state)
-    return joined(jax.lax.scan(last, state, warm + jnp.arange(count))[1])
+    made = jax.lax.scan(last, state, warm + jnp.arange(count))[1]
+    return jax.vmap(joined)(jnp.moveaxis(made, 1, 0))
 
 
 def corrupted(config: Config, state: StreamState, key: Array) -> StreamState:

@@ -141,13 +141,13 @@ def test_stream_equals_the_block_causal_model(reference, latents):
     positions = conditions.positions(CFG, times, mask, (2, 2))
 
     @jax.jit
-    def plain(video, levels, near):
+    def plain(video, levels, near, draft):
         levels = jnp.concatenate([jnp.repeat(levels, STREAM.chunk), jnp.zeros(REFS)])[None]
         shown = ref.shown(video, levels[:, :count])
         patches = jnp.concatenate([shown, ref.references], axis=1)
         known = near - ref.anchor
         out, _ = dit.forward(CFG, ref.params["dit"], patches, levels, count, told, positions, near=known)
-        return clean_from_output(CFG.prediction, out, shown, levels[:, :count], ref.anchor, near)
+        return clean_from_output(CFG.prediction, out, shown, levels[:, :count], ref.anchor, near, draft)
 
     t0, t1 = STREAM.levels
     video, noise, worst = jnp.zeros((1, count, TOKENS, DIM)), ref.noise(), 0.0
@@ -155,9 +155,10 @@ def test_stream_equals_the_block_causal_model(reference, latents):
     for n in range(chunks):
         at = slice(n * STREAM.chunk, (n + 1) * STREAM.chunk)
         video, near = video.at[:, at].set(noise[n][0]), near.at[:, at].set(ref.near(last))
-        clean = plain(video, jnp.full(chunks, t1).at[n].set(t0), near)[:, at]
+        nothing = jnp.broadcast_to(ref.anchor, video.shape)
+        clean = plain(video, jnp.full(chunks, t1).at[n].set(t0), near, nothing)[:, at]
         video = video.at[:, at].set(add_noise(clean, noise[n][1], jnp.full((1, STREAM.chunk), t1)))
-        clean = plain(video, jnp.full(chunks, t1), near)[:, at]
+        clean = plain(video, jnp.full(chunks, t1), near, nothing.at[:, at].set(clean))[:, at]
         last = clean[:, -1:]
         worst = max(worst, float(jnp.abs(dit.unpatchify(CFG, clean, 4, 4) - latents[n]).max()))
     assert jnp.std(latents[0]) > 0.5
@@ -233,11 +234,11 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
         near = jnp.broadcast_to(ref.near(last), noise[n][0].shape)
         shown = ref.shown(noise[n][0], t0)
         out, _ = step(shown, t0, near, **arguments)
-        clean = clean_from_output(CFG.prediction, out, shown, t0, ref.anchor, near)
-        shown = ref.shown(add_noise(clean, noise[n][1], t1), t1)
+        draft = clean_from_output(CFG.prediction, out, shown, t0, ref.anchor, near)
+        shown = ref.shown(add_noise(draft, noise[n][1], t1), t1)
         out, new = step(shown, t1, near, **arguments)
         kept.append(new)
-        clean = clean_from_output(CFG.prediction, out, shown, t1, ref.anchor, near)
+        clean = clean_from_output(CFG.prediction, out, shown, t1, ref.anchor, near, draft)
         last = clean[:, -1:]
         clean = dit.unpatchify(CFG, clean, 4, 4)
         worst.append(float(jnp.abs(clean - latents[n]).max()))

@@ -46,12 +46,14 @@ def masked(config, params, batch, way, key, coarse=None):
         key, draw = jax.random.split(key)
         near = near.at[:, at].set(carried(last, plain.anchor, STREAM.carry))
         clean = jnp.zeros((2, size, *shape[2:])) if coarse is None else coarse[:, at]
+        draft = None if coarse is None else jnp.zeros(shape).at[:, at].set(clean)
         for i, t in enumerate(levels):
             shelf = i if history == "each" else 0
             noise = jax.random.normal(jax.random.fold_in(draw, i), clean.shape)
             noisy = add_noise(clean, noise, jnp.full((2, size), t))
             now, then = video[shelf].at[:, at].set(noisy), level[shelf].at[:, at].set(t)
-            clean = denoise(now, then, near)[:, at]
+            clean = denoise(now, then, near, draft)[:, at]
+            draft = jnp.zeros(shape).at[:, at].set(clean)
             if history == "each" or history == "last" and i == len(levels) - 1:
                 video[shelf], level[shelf] = now, then
         if history == "clean":

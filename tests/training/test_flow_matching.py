@@ -13,7 +13,7 @@ from lpm_jax.models import dit
 from lpm_jax.models.conditions import history_tokens
 from lpm_jax.models.denoiser import take
 from lpm_jax.streaming import generator
-from lpm_jax.training import flow_matching, stages
+from lpm_jax.training import flow_matching, passes, stages
 from lpm_jax.training.flow_matching import by_kind, by_level, keep_patches, make_loss, patch_weights, step_flops
 from tests import tiny
 
@@ -69,25 +69,38 @@ def error_and_weight(batch) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+def guessed(key) -> np.ndarray:
+    """The frames that a step with ``key`` has at T0 first, at T1 then."""
+    return np.asarray(passes.choose(jax.random.split(key, 7)[3], 2, FRAMES, config().stream))
+
+
 def test_causal_loss_by_hand(mute, batch):
-    """A silent network on pure noise answers with the anchor, whatever the draw; T0 counts 1, and both passes count."""
+    """A silent network on pure noise answers with the anchor, whatever the draw. What is guessed first counts in both
+    passes, what is history first in the second."""
     cfg = config()
     cfg = dataclasses.replace(cfg, stream=dataclasses.replace(cfg.stream, levels=(1.0, 1.0)))
     loss = jax.jit(make_loss(cfg, True, 1.0))
     error, weight = error_and_weight(batch)
     for seed in range(3):
         value, metrics = loss(mute, batch, jax.random.key(seed))
-        assert float(value) == pytest.approx((error * weight).sum() / weight.sum(), rel=1e-3)
+        counts = weight * (1 + guessed(jax.random.key(seed))[..., None])
+        assert float(value) == pytest.approx((error * counts).sum() / counts.sum(), rel=1e-3)
         assert mean(metrics["x0_pure"]) == pytest.approx(error.mean(), rel=1e-3)
 
 
-def test_second_level_counts_as_the_velocity_does(mute, batch):
-    """At T1 = 0.5 with x_0 at the anchor a silent network errs by half the noise, which counts 1 / 0.25, halved."""
-    still = batch | {"latents": np.repeat(batch["references"][:, 1:2], FRAMES, axis=1)}
-    value, metrics = jax.jit(make_loss(config(), True, 1.0))(mute, still, jax.random.key(0))
-    assert mean(metrics["x0_pure"]) == pytest.approx(0, abs=1e-3)
-    assert mean(metrics["x0_noisy"]) == pytest.approx(0.5**2, rel=0.15)
-    assert float(value) == pytest.approx(0.5 * 4 * mean(metrics["x0_noisy"]), rel=0.15)
+def test_second_level_corrects_a_draft_and_counts_as_the_velocity_does(mute, batch):
+    """A silent network's draft is the anchor, and so is what it makes of it at T1, however much noise lies over it: no
+    noise comes through, and the truth under noise is not estimated. Errors at T1 = 0.5 count 1 / 0.25."""
+    value, metrics = jax.jit(make_loss(config(), True, 1.0))(mute, batch, KEY)
+    error, weight = error_and_weight(batch)
+    first = guessed(KEY)
+    assert 0 < first.sum() < first.size
+    assert mean(metrics["x0_noisy"]) == pytest.approx(error.mean(-1)[first].mean(), rel=1e-2)
+    assert mean(metrics["x0_pure"]) == pytest.approx(error.mean(-1)[~first].mean(), rel=1e-2)
+    at_start = weight * first[..., None]
+    scale = np.where(first, 4.0, 1.0)[..., None]
+    total = (error * at_start).sum() + (error * weight * scale).sum()
+    assert float(value) == pytest.approx(total / (at_start.sum() + weight.sum()), rel=1e-2)
 
 
 @pytest.fixture

@@ -1,0 +1,54 @@
+"""``online.rollout``: the student streams, and regresses on the clip that it should have streamed.
+
+In ``online.causal`` a chunk's history is at most one estimate away from the truth; in a stream it is the result of all
+chunks before. What a student leaves wrong there it meets again, and what it was never shown it doesn't mend: errors,
+grain among them, grow from chunk to chunk. Here chunks come from a rollout through the streaming step
+(``rollout.py``), as in Self-Forcing (arXiv 2506.08009), and every evaluation's estimate is compared with the truth, as
+when a learner asks the expert about the states that it came to by itself (DAgger, Ross et al. 2011, arXiv 1011.0686).
+No teacher is needed. Where a performance is not decided by sound and prompt, the mean of what may follow is learnt.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lpm_jax.config import Config
+from lpm_jax.flow import weighted_loss
+from lpm_jax.models import dit
+from lpm_jax.training import rollout
+from lpm_jax.training.distill import in_dtype
+from lpm_jax.training.flow_matching import by_kind, patch_weights
+from lpm_jax.training.lips import difference
+
+STAGE = "online.rollout"
+
+
+def make_loss(config: Config, reader: dict | None = None):
+    """``loss(params, batch, key)`` of windows of whole rollouts, ``distill.rollout`` chunks; the last
+    ``distill.gradient`` of as many as were drawn count. ``reader`` is stage ``lips``' network."""
+    config = rollout.backbone_only(config)
+    train, distill, levels = config.train, config.distill, config.stream.levels
+
+    def loss(params: dict, batch: dict, key: Array):
+        k_warm, k_roll = jax.random.split(key)
+        warm = jax.random.randint(k_warm, (), 0, distill.rollout - distill.gradient + 1)
+        made = rollout.estimates(
+            rollout.Player(config, batch), in_dtype(config, params), warm, distill.gradient, k_roll
+        )
+        window = rollout.cut(config, batch, warm, distill.gradient)
+        truth = dit.patchify(config.dit, window["latents"].astype(jnp.float32))
+        weight, channels = patch_weights(config, window["weights"]), params["prior"]["weight"]
+        every, total, metrics, last = jnp.ones(truth.shape[:2]), 0.0, {}, None
+        for level, clean in zip(levels, made, strict=True):
+            at = jnp.full(truth.shape[:2], level)
+            value, last = weighted_loss(clean, truth, at, weight, channels, config.flow)
+            total += value / len(levels)
+            metrics |= {f"x0_at_{level:g}": jnp.mean(last)}
+            if reader:
+                metrics["lips"] = difference(config, reader, clean, window, None, every)
+                total += train.lips * metrics["lips"] / len(levels)
+        return total, metrics | by_kind(last, window)
+
+    return loss

@@ -1,0 +1,69 @@
+"""``online.rollout``: what is compared with what. That rollouts are streams is shown in tests/streaming."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lpm_jax.config import DistillConfig, StreamConfig
+from lpm_jax.models import dit
+from lpm_jax.training import lips, on_policy, rollout
+from lpm_jax.training.flow_matching import patch_weights
+from tests import tiny
+from tests.training.clips import batch_of
+
+CONFIG = dataclasses.replace(
+    tiny.CONFIG,
+    dit=dataclasses.replace(tiny.CONFIG.dit, depth=2),
+    stream=StreamConfig(chunk=1, sink=1, window=1),
+    distill=DistillConfig(rollout=3, gradient=2),
+)
+PARAMS = {name: x for name, x in tiny.params(CONFIG).items() if name != "vae"}
+BATCH = batch_of(CONFIG, 3)
+
+
+def silent() -> dict:
+    """A network that says nothing: whatever it is shown, the reference stays."""
+    head = PARAMS["dit"]["head"]
+    head = head | {name: jax.tree.map(jnp.zeros_like, head[name]) for name in ("projection", "gate")}
+    return PARAMS | {"dit": PARAMS["dit"] | {"head": head}}
+
+
+def test_both_evaluations_are_compared_with_the_clip_where_the_rollout_has_come_to():
+    loss = jax.jit(on_policy.make_loss(CONFIG))
+    patches = lambda x: np.asarray(dit.patchify(CONFIG.dit, x.astype(jnp.float32)), np.float64)  # noqa: E731
+    truth, anchor = patches(BATCH["latents"]), patches(BATCH["references"][:, 1:2])
+    channels = np.tile(np.asarray(PARAMS["prior"]["weight"], np.float64), 4)
+    error = (np.square(truth - anchor) * channels).mean(-1)
+    weight = np.asarray(patch_weights(CONFIG, BATCH["weights"]), np.float64)
+    seen = set()
+    for seed in range(6):
+        key = jax.random.key(seed)
+        value, metrics = loss(silent(), BATCH, key)
+        warm = int(jax.random.randint(jax.random.split(key)[0], (), 0, 2))
+        at = slice(warm, warm + 2)
+        mean = (error[:, at] * weight[:, at]).sum() / weight[:, at].sum()
+        assert float(value) == pytest.approx(0.5 * (1 + 4) * mean, rel=1e-3)  # at T1 = 0.5 an error counts four times
+        assert float(metrics["x0_at_1"]) == float(metrics["x0_at_0.5"]) == pytest.approx(error[:, at].mean(), rel=1e-3)
+        seen.add(warm)
+    assert seen == {0, 1}
+
+
+@pytest.mark.slow
+def test_lips_have_their_own_term():
+    """The loss with it is the loss without, and what is read of the rollout's two evaluations."""
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, lips=3.0))
+    mouth = np.ones(BATCH["latents"].shape[:4], bool)
+    batch, key = BATCH | {"mouth": jnp.asarray(mouth)}, jax.random.key(1)
+    reader = jax.tree.map(lambda x: 0.1 * jax.random.normal(jax.random.key(0), x.shape), lips.shapes(config))
+    plain = on_policy.make_loss(CONFIG)(PARAMS, batch, key)[0]
+    value, metrics = on_policy.make_loss(config, reader)(PARAMS, batch, key)
+    k_warm, k_roll = jax.random.split(key)
+    warm = jax.random.randint(k_warm, (), 0, 2)
+    made = rollout.estimates(rollout.Player(config, batch), PARAMS, warm, 2, k_roll)
+    window, every = rollout.cut(config, batch, warm, 2), jnp.ones((2, 2))
+    read = [float(lips.difference(config, reader, x, window, None, every)) for x in made]
+    assert metrics["lips"] == pytest.approx(read[1], rel=1e-4)
+    assert float(value - plain) == pytest.approx(3.0 * np.mean(read), rel=1e-3)
