@@ -115,5 +115,5 @@ def weighted_loss(
     square = jnp.square(clean.astype(jnp.float32) - truth.astype(jnp.float32))
     error = jnp.mean(square * jnp.tile(channels.astype(jnp.float32), square.shape[-1] // channels.shape[-1]), axis=-1)
     scale = 1.0 / jnp.square(jnp.maximum(level, config.loss_floor))
-    loss = jnp.sum(error * weight * scale[..., None]) / jnp.sum(weight)
+    loss = jnp.sum(error * weight * scale[..., None]) / jnp.maximum(jnp.sum(weight), 1e-6)  # nothing counts: no loss
     return loss, jnp.mean(error, axis=-1)

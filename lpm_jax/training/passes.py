@@ -69,8 +69,8 @@ def loss(
     config: FlowConfig,
 ) -> tuple[Array, Float[Array, "b frames"]]:
     """:func:`lpm_jax.flow.weighted_loss` of all that was estimated as in a stream, and the second pass's errors."""
-    clean = jnp.concatenate([made.first, made.second])
-    level = jnp.concatenate([jnp.ones_like(made.level), made.level])
-    counts = jnp.concatenate([weight * guessed[..., None], weight])
-    value, error = weighted_loss(clean, jnp.concatenate([truth, truth]), level, counts, channels, config)
-    return value, error[len(truth) :]
+    counts = weight * guessed[..., None]
+    first, _ = weighted_loss(made.first, truth, jnp.ones_like(made.level), counts, channels, config)
+    second, error = weighted_loss(made.second, truth, made.level, weight, channels, config)
+    share = jnp.sum(counts) / jnp.sum(weight)
+    return (share * first + second) / (share + 1), error
