@@ -94,9 +94,12 @@ def load(config: dict, folder: str | Path) -> Model:
             else:
                 put(path, leaf, value.float())
     model = Model(config).to(memory_format=torch.channels_last)  # convolutions are faster that way
-    missing = model.load_state_dict(found, strict=False).missing_keys
+    missing, unread = model.load_state_dict(found, strict=False)
     if missing:
         raise KeyError(f"{folder}: weights lack {', '.join(missing)}")
+    unread = [key for key in unread if key.startswith(("dit.", *(f"{kind}." for kind in KINDS)))]
+    if unread:  # text and the encoder aren't played here
+        raise KeyError(f"{folder}: weights that nothing reads: {', '.join(unread)}")
     return model.eval()
 
 

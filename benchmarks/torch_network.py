@@ -145,6 +145,8 @@ class AudioEncoder(nn.Module):
         self.hop, width = TOKEN // cfg["hops_per_frame"], cfg["width"]
         self.add_module("in", nn.Linear(cfg["bands"] * cfg["hops_per_frame"], width))
         self.out, self.phase = nn.Linear(width, width), nn.Parameter(torch.zeros(STRIDE, width))
+        self.hearing = Hearing(cfg) if cfg["hearing"] else None
+        self.heard = nn.Linear(cfg["hearing_width"], width, bias=False) if cfg["hearing"] else None
         self.register_buffer("filters", mel_filters(cfg["bands"]), persistent=False)
         self.register_buffer("window", torch.hann_window(FFT, periodic=False), persistent=False)
 
@@ -152,9 +154,31 @@ class AudioEncoder(nn.Module):
         spectrum = torch.stft(sound[self.hop :], FFT, self.hop, window=self.window, center=False, return_complex=True)
         mel = ((spectrum.abs().square().T @ self.filters + 1e-4).log() + 3.0) / 6.0
         enter = getattr(self, "in")
-        x = enter(mel.reshape(-1, enter.in_features))
-        x = (x.unflatten(0, (-1, STRIDE)) + self.phase).flatten(0, 1)
-        return self.out(F.gelu(x, approximate="tanh"))
+        mel = mel.reshape(-1, enter.in_features)
+        x = (enter(mel).unflatten(0, (-1, STRIDE)) + self.phase).flatten(0, 1)
+        tokens = self.out(F.gelu(x, approximate="tanh"))
+        return tokens if self.hearing is None else tokens + self.heard(self.hearing(mel))
+
+
+class Hearing(nn.Module):
+    """What is being said, from the tokens' mel columns: residual causal convolutions, block ``i`` over ``2 ** (i + 1)``
+    tokens of the past."""
+
+    def __init__(self, cfg: dict):
+        super().__init__()
+        width, self.blocks = cfg["hearing_width"], cfg["hearing"]
+        self.add_module("in", nn.Linear(cfg["bands"] * cfg["hops_per_frame"], width))
+        for i in range(self.blocks):
+            self.add_module(f"look_{i}", nn.Linear(3 * width, width))
+            self.add_module(f"mix_{i}", nn.Linear(width, width, bias=False))
+
+    def forward(self, mel: Tensor) -> Tensor:
+        x = getattr(self, "in")(mel)
+        for i in range(self.blocks):
+            past = F.pad(F.layer_norm(x, x.shape[-1:], eps=1e-6), (0, 0, 2 * 2**i, 0))
+            y = torch.cat([past[k * 2**i :][: len(x)] for k in range(3)], dim=-1)
+            x = x + getattr(self, f"mix_{i}")(F.gelu(getattr(self, f"look_{i}")(y), approximate="tanh"))
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
 def mel_filters(bands: int) -> Tensor:
