@@ -51,18 +51,22 @@ def test_what_is_stored_is_within_rounding(kind, error):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes, worst",
-    [({"cache": "int8"}, 4), ({"weights": "int8"}, 10), ({"cache": "float8"}, 16), ({"weights": "float8"}, 40)],
-)
-def test_frames_stay_close(changes, worst):
+    "changes, worst, share",
+    [
+        ({"cache": "int8"}, 4, 0.25), ({"weights": "int8"}, 10, 0.25), ({"cache": "float8"}, 16, 0.25),
+        ({"weights": "float8"}, 40, 0.5),
+    ],
+)  # fmt: skip
+def test_frames_stay_close(changes, worst, share):
     params = tiny.params()
     full, found = play(tiny.CONFIG, params).astype(int), play(with_stream(**changes), params).astype(int)
     off = np.abs(found - full)
     assert 0 < off.max() <= worst  # something was rounded, and little
-    # Another seed differs by far more: rounding does not change who moves how.
+    # Another seed differs by far more: rounding does not change who moves how. (By twice as much for float8 weights: a
+    # seed changes a third of what it did before drafts kept its noise out.)
     other = np.concatenate([c.frames for c in Pipeline(tiny.CONFIG, params).stream(
         tiny.picture(), tiny.sound(60_000, 1), seed=1)]).astype(int)  # fmt: skip
-    assert off.mean() < 0.25 * np.abs(other - full).mean()
+    assert off.mean() < share * np.abs(other - full).mean()
 
 
 def test_memory_is_what_it_should_be():
