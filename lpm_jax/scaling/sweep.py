@@ -85,7 +85,7 @@ def prepare(workdir: Path, runs: list[Config], stage: str) -> None:
     for config in runs:
         folder = directory(workdir, config)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("vae", "latents", "audio"):
+        for name in ("vae", "latents", "audio", "lips"):
             if (workdir / name).exists() and not (folder / name).exists():
                 (folder / name).symlink_to(Path("..", "..", name), target_is_directory=True)
 

@@ -20,7 +20,7 @@ from lpm_jax import sharding
 from lpm_jax.config import Config
 from lpm_jax.models import conditions, vae
 from lpm_jax.models.audio import STRIDE
-from lpm_jax.training import distill, duel, ode, on_policy, online, trajectories
+from lpm_jax.training import distill, duel, ode, on_policy, online
 from lpm_jax.training.flow_matching import CAUSAL, frozen, make_loss
 from lpm_jax.training.step import Program, make_program
 
@@ -78,7 +78,7 @@ def train_program(config: Config, stage: str, mesh: Mesh) -> tuple[Callable, tup
     batch = batch_shapes(config, mesh, online.window_latents(config, stage) if stage in online.STAGES else 0)
     if stage == online.ODE:
         b, frames, *cells = batch["latents"].shape
-        states = (b, len(trajectories.kept_levels(config)), frames, *cells)
+        states = (b, len(config.stream.levels), frames, *cells)
         batch["states"] = jax.ShapeDtypeStruct(states, jnp.float16, sharding=sharding.batch_sharding(mesh))
         step = program.step(ode.make_loss(config))
     elif stage == on_policy.STAGE:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lpm_jax.config import FlowConfig, StreamConfig
+from lpm_jax.errors import InputError
 from lpm_jax.flow import add_noise, weighted_loss
 from lpm_jax.models.denoiser import Denoiser, previous
 
@@ -44,7 +45,13 @@ def two_passes(
     known: Float[Array, "b frames tokens pc"] | None = None,
 ) -> Passes:
     """``states`` are the window at T0 and at T1, ``guessed`` what the first pass has at T0. Near latents are taken from
-    the network's estimates, or from ``known``, by default the truth. No gradient passes from one pass to the other."""
+    the network's estimates, or from ``known``, by default the truth. No gradient passes from one pass to the other.
+
+    Raises:
+      InputError: the student does not run at two levels.
+    """
+    if len(stream.levels) != 2:
+        raise InputError(f"stream.levels: expected two noise levels to train at, found {stream.levels}")
     at_start, at_later = states
     start, later = stream.levels
     known = truth if known is None else known

@@ -5,7 +5,7 @@ run's mesh, and kept as memory-mapped arrays like the latents (``latents.py``), 
 of the teacher and of how it was sampled; it is written aside and renamed when whole.
 
 A row is a window as the loader makes it, with the teacher's sample for ``latents``, and ``states``: the trajectory at
-each of :func:`kept_levels`.
+each level that the student runs at.
 """
 
 from __future__ import annotations
@@ -30,14 +30,9 @@ from lpm_jax.progress import progress
 from lpm_jax.training.distill import guided, in_dtype, judge_window
 
 
-def kept_levels(config: Config) -> tuple[float, ...]:
-    """T0, T1 and, where there is a Refiner, T2."""
-    return config.stream.levels + ((config.stream.refine,) if config.stream.refine else ())
-
-
 def grid(config: Config) -> Float[np.ndarray, " n"]:
     """The sampler's noise levels from 1 to 0, and those that are kept."""
-    return np.unique(np.concatenate([levels(config.sample), np.float32(kept_levels(config))]))[::-1]
+    return np.unique(np.concatenate([levels(config.sample), np.float32(config.stream.levels)]))[::-1]
 
 
 def trajectory(config: Config, params: dict, batch: dict, key: Array) -> tuple[Array, Array]:
@@ -55,7 +50,7 @@ def trajectory(config: Config, params: dict, batch: dict, key: Array) -> tuple[A
 
     pairs = jnp.stack([jnp.asarray(steps[:-1]), jnp.asarray(steps[1:])], axis=1)
     end, passed = jax.lax.scan(step, noise, pairs)
-    at = [int(np.argmin(np.abs(steps - level))) for level in kept_levels(config)]
+    at = [int(np.argmin(np.abs(steps - level))) for level in config.stream.levels]
     states = jnp.stack([dit.unpatchify(config.dit, passed[i], *config.cells) for i in at], axis=1)
     return dit.unpatchify(config.dit, end, *config.cells), states
 

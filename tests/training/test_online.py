@@ -105,7 +105,7 @@ def test_fresh_noise_stands_in_for_a_trajectory():
     """With a share of one nothing is read of the states; the loss is that of the sample with noise at their levels."""
     config = CONFIG.for_stage("online.ode")
     params, batch, key = weights(config), batch_of(config, 6), jax.random.key(3)
-    size = (2, len(trajectories.kept_levels(config)), *batch["latents"].shape[1:])
+    size = (2, len(config.stream.levels), *batch["latents"].shape[1:])
     found = {}
     for share in (0.0, 1.0):
         own = dataclasses.replace(config, distill=dataclasses.replace(config.distill, fresh=share))
@@ -113,7 +113,7 @@ def test_fresh_noise_stands_in_for_a_trajectory():
         noise = jax.random.split(key, 4)[2], jax.random.key(9)
         truth = dit.patchify(config.dit, batch["latents"].astype(jnp.float32))
         shape = truth.shape
-        kept = jnp.asarray(trajectories.kept_levels(config))[:, None, None, None]
+        kept = jnp.asarray(config.stream.levels)[:, None, None, None]
         mixed = [(1 - kept) * truth[:, None] + kept * jax.random.normal(k, shape)[:, None] for k in noise]
         mixed = [dit.unpatchify(config.dit, x.reshape(-1, *shape[1:]), *config.cells).reshape(size) for x in mixed]
         found[share] = [float(loss(states)) for states in mixed]
@@ -126,12 +126,11 @@ def test_trajectories_go_from_noise_to_the_sample():
     """Each kept state lies between the noise and the next ones as the flow says, and the end is the sampler's."""
     config = CONFIG.for_stage("online.ode")
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, steps=3, shift=1.0))
-    assert trajectories.kept_levels(config) == (1.0, 0.5, 0.3)
     grid = trajectories.grid(config)
-    np.testing.assert_allclose(grid, [1, 2 / 3, 0.5, 1 / 3, 0.3, 0], atol=1e-6)
+    np.testing.assert_allclose(grid, [1, 2 / 3, 0.5, 1 / 3, 0], atol=1e-6)
     params, batch = weights(config), batch_of(config, 6)
     end, states = jax.jit(lambda p, b: trajectories.trajectory(config, p, b, jax.random.key(0)))(params, batch)
-    assert end.shape == (2, 6, 4, 4, 8) and states.shape == (2, 3, 6, 4, 4, 8)
+    assert end.shape == (2, 6, 4, 4, 8) and states.shape == (2, 2, 6, 4, 4, 8)
     noise = jax.random.normal(jax.random.key(0), (2, 6, 4, 32))
     denoise = Guided(distill.guided(config), params, distill.judge_window(config, batch), 6)
     np.testing.assert_allclose(dit.patchify(config.dit, states[:, 0]), noise, atol=1e-6)
