@@ -316,6 +316,7 @@ class DistillConfig:
     gradient: int = 3  # chunks at its end that gradients reach, and that are scored
     switch: float = 0.0  # share of rollouts whose prompt and sound change where that end begins
     corrupt: float = 0.0  # standard deviation of noise on what a chunk leaves for the next, as a share of its own
+    guidance: float = 0.0  # online.rollout: share of what sound and prompt change that the student is to exaggerate
     perceptual: float = 0.0  # weight of the features' distance from the teacher's sample (off-policy stage)
     windows: int = 512  # of the teacher's samples: trajectories that are kept
     fresh: float = 0.0  # share of them that start from noise of their own instead of the trajectory's (online.ode)
@@ -329,6 +330,8 @@ class DistillConfig:
             raise InputError(
                 f"distill.gradient: expected from 1 to distill.rollout ({self.rollout}), found {self.gradient}"
             )
+        if not 0 <= self.guidance < 1:
+            raise InputError(f"distill.guidance: expected 0 <= guidance < 1, found {self.guidance}")
         for name in ("generator_every", "windows"):
             if getattr(self, name) < 1:
                 raise InputError(f"distill.{name}: expected at least 1, found {getattr(self, name)}")

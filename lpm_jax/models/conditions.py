@@ -102,10 +102,14 @@ def encode(
     keep = keep or {}
     text, mask = encode_text(config, params, ids)
     if "text" in keep:
-        alone = jnp.arange(ids.shape[1]) == 0  # dropped text is the empty prompt: its start token
-        mask = mask & ((keep["text"][:, None] > 0) | alone)
+        mask = kept_words(mask, keep["text"])
     branches = encode_audio(config, params, speak, listen, frames, chunk, keep.get("audio"))
     return dit.Conditions(text.astype(speak.dtype), mask, **branches)
+
+
+def kept_words(mask: Bool[Array, "b words"], keep: Float[Array, " b"]) -> Bool[Array, "b words"]:
+    """Which words count where ``keep`` is 0 for dropped prompts: those are the empty prompt, its start token."""
+    return mask & ((keep[:, None] > 0) | (jnp.arange(mask.shape[1]) == 0))
 
 
 def encode_audio(

@@ -5,7 +5,13 @@ chunks before. What a student leaves wrong there it meets again, and what it was
 grain among them, grow from chunk to chunk. Here chunks come from a rollout through the streaming step
 (``rollout.py``), as in Self-Forcing (arXiv 2506.08009), and every evaluation's estimate is compared with the truth, as
 when a learner asks the expert about the states that it came to by itself (DAgger, Ross et al. 2011, arXiv 1011.0686).
-No teacher is needed. Where a performance is not decided by sound and prompt, the mean of what may follow is learnt.
+No teacher is needed. Where a performance is not decided by sound and prompt, the mean of what may follow is learnt:
+lips open less wide than they should.
+
+``distill.guidance`` mends that as guidance does, inside the one network that streams (Tang et al., "Diffusion Models
+without Classifier-Free Guidance", arXiv 2502.12154): what a chunk would have been without sound and prompt is computed
+beside it, and the clip that it is compared with is moved by so much of the difference. The network learns to do
+without from clips whose sound and prompt are dropped.
 """
 
 from __future__ import annotations
@@ -34,20 +40,29 @@ def make_loss(config: Config, reader: dict | None = None):
     def loss(params: dict, batch: dict, key: Array):
         k_warm, k_roll = jax.random.split(key)
         warm = jax.random.randint(k_warm, (), 0, distill.rollout - distill.gradient + 1)
-        made = rollout.estimates(
-            rollout.Player(config, batch), in_dtype(config, params), warm, distill.gradient, k_roll
-        )
+        player, other = rollout.Player(config, batch), None
+        if distill.guidance:
+            b = batch["text"].shape[0]
+            keep = jax.random.bernoulli(jax.random.fold_in(key, 1), 1 - config.flow.audio_dropout, (b,))
+            player = rollout.Player(config, batch, keep=keep.astype(jnp.float32))
+            other = rollout.Player(config, batch, keep=jnp.zeros(b))
+        computed = in_dtype(config, params)
+        made, without = rollout.estimates(player, computed, warm, distill.gradient, k_roll, other)
         window = rollout.cut(config, batch, warm, distill.gradient)
         truth = dit.patchify(config.dit, window["latents"].astype(jnp.float32))
         weight, channels = patch_weights(config, window["weights"]), params["prior"]["weight"]
         every, total, metrics, last = jnp.ones(truth.shape[:2]), 0.0, {}, None
-        for level, clean in zip(levels, made, strict=True):
+        for i, (level, clean) in enumerate(zip(levels, made, strict=True)):
+            wanted, seen = truth, window
+            if without is not None:
+                wanted = truth + distill.guidance * jax.lax.stop_gradient(clean - without[i])
+                seen = window | {"latents": dit.unpatchify(config.dit, wanted, *config.cells)}
             at = jnp.full(truth.shape[:2], level)
-            value, last = weighted_loss(clean, truth, at, weight, channels, config.flow)
+            value, last = weighted_loss(clean, wanted, at, weight, channels, config.flow)
             total += value / len(levels)
             metrics |= {f"x0_at_{level:g}": jnp.mean(last)}
             if reader:
-                metrics["lips"] = difference(config, reader, clean, window, None, every)
+                metrics["lips"] = difference(config, reader, clean, seen, None, every)
                 total += train.lips * metrics["lips"] / len(levels)
         return total, metrics | by_kind(last, window)
 

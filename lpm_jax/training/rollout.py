@@ -39,7 +39,8 @@ def cut(config: Config, batch: dict, first: Int[Array, ""] | int, chunks: int) -
 
 class Player:
     """A batch to be performed: ``text`` ids, features ``speak`` and ``listen`` of whole windows, references as in
-    :class:`lpm_jax.models.denoiser.Denoiser`. ``before`` are ids of another prompt, told until chunk ``change``."""
+    :class:`lpm_jax.models.denoiser.Denoiser`. ``before`` are ids of another prompt, told until chunk ``change``.
+    ``keep`` is 0 for clips that are told neither prompt nor sound, 1 for others (guidance dropout)."""
 
     def __init__(
         self,
@@ -47,22 +48,25 @@ class Player:
         batch: dict,
         before: Int[Array, "b words"] | None = None,
         change: Int[Array, ""] | int = 0,
+        keep: Float[Array, " b"] | None = None,
     ):
         self.config, self.batch = config, jax.tree.map(jnp.asarray, batch)
-        self.before, self.change = before, change
+        self.before, self.change, self.keep = before, change, keep
 
     def told(self, params: dict, chunk: Int[Array, ""] | int) -> dit.Conditions:
         """What chunk number ``chunk`` is told."""
         config, batch = self.config, self.batch
         dtype = params["dit"]["embed"]["patch"]["kernel"].dtype
         text, mask = conditions.encode_text(config, params, batch["text"])
+        if self.keep is not None:
+            mask = conditions.kept_words(mask, self.keep)
         if self.before is not None:
             old, old_mask = conditions.encode_text(config, params, self.before)
             text, mask = (jnp.where(chunk < self.change, a, b) for a, b in ((old, text), (old_mask, mask)))
         window = cut(config, {k: batch[k] for k in ("speak", "listen", "reference_valid")}, chunk, 1)
         heard = (window[name].astype(dtype) for name in ("speak", "listen"))
         size = config.stream.chunk
-        encoded = conditions.encode_audio(config, params, *heard, size, size)
+        encoded = conditions.encode_audio(config, params, *heard, size, size, self.keep)
         return dit.Conditions(text.astype(dtype), mask, **encoded)
 
     def start(self, params: dict, key: Array) -> StreamState:
@@ -114,14 +118,15 @@ def roll(
     itself. All evaluations are computed and differentiated, so that one program serves; those that come after a clip's
     exit only write its history.
     """
-    made = estimates(player, params, warm, count, key)
+    made, _ = estimates(player, params, warm, count, key)
     return made[jnp.minimum(exits, len(made) - 1), jnp.arange(len(exits))]
 
 
 def estimates(
-    player: Player, params: dict, warm: Int[Array, ""] | int, count: int, key: Array
-) -> Float[Array, "evaluations b frames tokens pc"]:
-    """``count`` chunks that gradients reach, after ``warm`` without any, as each evaluation made them."""
+    player: Player, params: dict, warm: Int[Array, ""] | int, count: int, key: Array, other: Player | None = None
+) -> tuple[Float[Array, "evaluations b frames tokens pc"], Float[Array, "evaluations b frames tokens pc"] | None]:
+    """``count`` chunks that gradients reach, after ``warm`` without any, as each evaluation made them; and those that
+    ``other`` would have had in place of each, without gradients."""
     config = player.config
     start_key, noise = jax.random.split(key)
     fixed = jax.lax.stop_gradient(params)
@@ -131,17 +136,20 @@ def estimates(
         state = player.step(fixed, state, chunk)[0]
         return corrupted(config, state, jax.random.fold_in(noise, chunk))
 
-    def last(state: StreamState, chunk: Array) -> tuple[StreamState, Array]:
-        state, made = player.step(params, state, chunk, remat)
-        state = corrupted(config, state, jax.random.fold_in(noise, chunk))
-        return jax.tree.map(jax.lax.stop_gradient, state), jnp.stack(made)
+    def last(state: StreamState, chunk: Array) -> tuple[StreamState, tuple[Array, ...]]:
+        made = [player.step(params, state, chunk, remat)]
+        if other is not None:
+            made.append(other.step(fixed, state, chunk))
+        state = corrupted(config, made[0][0], jax.random.fold_in(noise, chunk))
+        return jax.tree.map(jax.lax.stop_gradient, state), tuple(jnp.stack(x) for _, x in made)
 
     if remat != "none":  # a chunk's inputs stay, the cache among them; the rest is computed again
         last = jax.checkpoint(last, prevent_cse=False)
     state = jax.lax.fori_loop(0, warm, lambda n, state: onward(state, n), player.start(fixed, start_key))
     state = jax.tree.map(jax.lax.stop_gradient, state)
     made = jax.lax.scan(last, state, warm + jnp.arange(count))[1]
-    return jax.vmap(joined)(jnp.moveaxis(made, 1, 0))
+    whole = [jax.vmap(joined)(jnp.moveaxis(x, 1, 0)) for x in made]
+    return whole[0], whole[1] if other is not None else None
 
 
 def corrupted(config: Config, state: StreamState, key: Array) -> StreamState:

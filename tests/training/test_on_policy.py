@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpm_jax.config import DistillConfig, StreamConfig
+from lpm_jax.config import Config, DistillConfig, StreamConfig
 from lpm_jax.models import dit
 from lpm_jax.training import lips, on_policy, rollout
 from lpm_jax.training.flow_matching import patch_weights
@@ -52,6 +52,51 @@ def test_both_evaluations_are_compared_with_the_clip_where_the_rollout_has_come_
 
 
 @pytest.mark.slow
+def test_guidance_moves_the_clip_by_what_sound_and_prompt_change():
+    """Gradients are those of the distance from a clip that is moved by a share of the difference, and stays put."""
+    share, count = 0.4, CONFIG.distill.gradient
+    distill = dataclasses.replace(CONFIG.distill, guidance=share)
+    flow = dataclasses.replace(CONFIG.flow, audio_dropout=0.0)
+    config, key = dataclasses.replace(CONFIG, distill=distill, flow=flow), jax.random.key(1)
+    k_warm, k_roll = jax.random.split(key)
+    warm = jax.random.randint(k_warm, (), 0, 2)
+    player, deaf = rollout.Player(config, BATCH), rollout.Player(config, BATCH, keep=jnp.zeros(2))
+    made, without = rollout.estimates(player, PARAMS, warm, count, k_roll, deaf)
+    alone, nothing = rollout.estimates(player, PARAMS, warm, count, k_roll)
+    np.testing.assert_allclose(made, alone, atol=1e-5)
+    assert nothing is None and tiny.differs(made, without, 1e-2)
+    window = rollout.cut(config, BATCH, warm, count)
+    clip = dit.patchify(config.dit, window["latents"].astype(jnp.float32))
+    moved = dit.unpatchify(config.dit, (clip + share * (made - without))[1], *config.cells)
+
+    def second(params: dict, batch: dict, config: Config) -> jax.Array:
+        return on_policy.make_loss(config)(params, batch, key)[1]["x0_at_0.5"]
+
+    at = BATCH["latents"].astype(jnp.float32)
+    at = jax.lax.dynamic_update_slice_in_dim(at, moved, warm, axis=1)
+    want, got = (
+        jax.jit(jax.value_and_grad(second), static_argnums=2)(PARAMS, batch, c)
+        for batch, c in ((BATCH | {"latents": at}, CONFIG), (BATCH, config))
+    )
+    assert got[0] == pytest.approx(float(want[0]), rel=1e-3)
+    for a, b in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3 * float(jnp.abs(b).max() + 1e-6))
+
+
+def test_a_player_without_sound_and_prompt_hears_nothing():
+    """One clip of the two is told nothing: other sound and other words change only the other one's."""
+    other = BATCH | {"text": BATCH["text"].at[:, 1:].add(1)}
+    other |= {name: other[name] + 1 for name in ("speak", "listen")}
+    told = [rollout.Player(CONFIG, batch, keep=jnp.array([0.0, 1.0])).told(PARAMS, 1) for batch in (BATCH, other)]
+    for branch in ("speak", "listen"):
+        a, b = (getattr(x, branch).tokens for x in told)
+        assert float(jnp.abs(a[0]).max()) == 0 == float(jnp.abs(b[0]).max())
+        assert tiny.differs(a[1], b[1], 1e-3)
+    assert all(x.text_mask[0].sum() == 1 and x.text_mask[0, 0] for x in told)
+    assert all(x.text_mask[1].sum() > 1 for x in told)
+
+
+@pytest.mark.slow
 def test_lips_have_their_own_term():
     """The loss with it is the loss without, and what is read of the rollout's two evaluations."""
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, lips=3.0))
@@ -62,7 +107,7 @@ def test_lips_have_their_own_term():
     value, metrics = on_policy.make_loss(config, reader)(PARAMS, batch, key)
     k_warm, k_roll = jax.random.split(key)
     warm = jax.random.randint(k_warm, (), 0, 2)
-    made = rollout.estimates(rollout.Player(config, batch), PARAMS, warm, 2, k_roll)
+    made, _ = rollout.estimates(rollout.Player(config, batch), PARAMS, warm, 2, k_roll)
     window, every = rollout.cut(config, batch, warm, 2), jnp.ones((2, 2))
     read = [float(lips.difference(config, reader, x, window, None, every)) for x in made]
     assert metrics["lips"] == pytest.approx(read[1], rel=1e-4)
