@@ -16,8 +16,8 @@ MODULES = (
     "bench.score bench.signals bench.statistics"
 )
 TRAINING = (
-    "curves distill dmd duel flow_matching latents lora loop observe ode online profiler resume rollout signals stages "
-    "state step trajectories validation vae"
+    "curves distill dmd duel flow_matching latents lips loop lora observe ode on_policy online passes profiler "
+    "resume rollout signals stages state step trajectories vae validation voices"
 )
 CHECKED = [f"lpm_jax.{name}" for name in MODULES.split()]
 CHECKED += [f"lpm_jax.training.{name}" for name in TRAINING.split()]

@@ -31,6 +31,7 @@ from lpm_jax.training import latents, passes
 from lpm_jax.training import lips as mouths
 from lpm_jax.training.loop import Stage
 from lpm_jax.training.resume import load_average
+from lpm_jax.training.voices import as_other_voices
 
 CAUSAL = ("online.causal",)
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)  # noise levels between which the teacher's error is told apart
@@ -60,6 +61,7 @@ def make_loss(config: Config, causal: bool, share: float, reader: dict | None = 
     def loss(params, batch, key):
         k_keep, k_text, k_audio, k_level, k_noise, k_noise2, k_near = jax.random.split(key, 7)
         params = jax.tree.map(lambda p: p.astype(dtype), params)
+        batch = as_other_voices(config, batch, jax.random.fold_in(key, 1))
         b, frames = batch["latents"].shape[:2]
         weight = patch_weights(config, batch["weights"])
         keep = keep_patches(k_keep, weight, share)

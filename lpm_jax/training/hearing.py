@@ -9,7 +9,7 @@ clips of sound this stage's network reaches 0.79 there at once and 0.89 two fram
 Each branch regresses what its sound causes (:data:`CAUSED`), for its own video frame and for earlier ones
 (:data:`BEFORE`): a token comes to know what later sound told about an earlier frame, and the transformer, which reads
 tokens up to the end of its chunk, finds it there. Half the clips of a batch are heard as other voices and microphones
-(:func:`other_voice`).
+(``voices.py``).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from lpm_jax.errors import InputError
 from lpm_jax.models.audio import FFT, Hearing, hearing_reach, log_mel
 from lpm_jax.training.latents import KINDS, LatentSource, store
 from lpm_jax.training.loop import Stage
+from lpm_jax.training.voices import other_voice
 
 #: The columns of ``PARAMS`` that a branch's sound causes; the first is what validation tells.
 CAUSED = {
@@ -71,22 +72,6 @@ def _rows(config: AudioConfig, jobs: list) -> Iterator[dict[str, np.ndarray]]:
             sound = np.pad(record[name].astype(np.float32) / 32768, (FFT, 0))
             row[name] = log_mel(config, sound, np).astype(np.float16)
         yield row
-
-
-def other_voice(key: Array, mel: Float[Array, "b tokens features"], bands: int) -> Float[Array, "b tokens features"]:
-    """The same words by another vocal tract (the mel axis stretched by up to 12 %), louder or softer by up to 3 dB and
-    with a spectrum tilted by up to 4 dB each way."""
-    b, n, _ = mel.shape
-    k1, k2, k3 = jax.random.split(key, 3)
-    power = jnp.maximum(jnp.exp(6.0 * mel.reshape(b, n, -1, bands) - 3.0) - 1e-4, 0.0)  # models/audio.py: log_mel
-    at = jnp.arange(bands) * (1 + jax.random.uniform(k1, (b, 1), minval=-0.12, maxval=0.12))
-    low = jnp.clip(jnp.floor(at), 0, bands - 2).astype(jnp.int32)
-    share = jnp.clip(at - low, 0, 1)[:, None, None]
-    band = lambda i: jnp.take_along_axis(power, i[:, None, None], axis=3)  # noqa: E731
-    power = (1 - share) * band(low) + share * band(low + 1)
-    gain = jax.random.uniform(k2, (b, 1, 1, 1), minval=-0.7, maxval=0.7)  # of the power's natural logarithm
-    tilt = jax.random.uniform(k3, (b, 1, 1, 1), minval=-1.0, maxval=1.0) * jnp.linspace(-1, 1, bands)
-    return ((jnp.log(power * jnp.exp(gain + tilt) + 1e-4) + 3.0) / 6.0).reshape(mel.shape)
 
 
 def init(config: AudioConfig, key: Array, features: int) -> dict:

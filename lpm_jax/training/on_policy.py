@@ -27,6 +27,7 @@ from lpm_jax.training import rollout
 from lpm_jax.training.distill import in_dtype
 from lpm_jax.training.flow_matching import by_kind, patch_weights
 from lpm_jax.training.lips import difference
+from lpm_jax.training.voices import as_other_voices
 
 STAGE = "online.rollout"
 
@@ -39,6 +40,7 @@ def make_loss(config: Config, reader: dict | None = None):
 
     def loss(params: dict, batch: dict, key: Array):
         k_warm, k_roll = jax.random.split(key)
+        batch = as_other_voices(config, batch, jax.random.fold_in(key, 2))
         warm = jax.random.randint(k_warm, (), 0, distill.rollout - distill.gradient + 1)
         player, other = rollout.Player(config, batch), None
         if distill.guidance:

@@ -12,10 +12,10 @@ from data_pipeline.loader import SILENCE
 from data_pipeline.performers.clip import clip_seed, make_clip, make_sound
 from data_pipeline.schema import PARAM_INDEX
 from lpm_jax.checkpoint import load_weights
-from lpm_jax.config import StreamConfig
+from lpm_jax.config import StreamConfig, Wav2VecConfig
 from lpm_jax.errors import InputError
 from lpm_jax.models import conditions
-from lpm_jax.training import hearing, stages
+from lpm_jax.training import hearing, stages, voices
 from lpm_jax.training.flow_matching import frozen
 from lpm_jax.training.latents import LatentSource
 from tests import tiny
@@ -87,9 +87,9 @@ def test_what_is_told_of_earlier_frames_is_compared_with_them():
 
 def test_other_voices_say_the_same_in_silence_and_differ_in_speech():
     silent = jnp.full((3, 4, tiny.FEATURES), SILENCE)
-    np.testing.assert_allclose(hearing.other_voice(jax.random.key(0), silent, 6), SILENCE, atol=1e-3)
+    np.testing.assert_allclose(voices.other_voice(jax.random.key(0), silent, 6), SILENCE, atol=1e-3)
     loud = jnp.asarray(np.random.default_rng(0).uniform(0, 1, (3, 4, tiny.FEATURES)), jnp.float32)
-    other = hearing.other_voice(jax.random.key(0), loud, 6)
+    other = voices.other_voice(jax.random.key(0), loud, 6)
     assert other.shape == loud.shape and 0.02 < float(jnp.abs(other - loud).mean()) < 0.3
 
 
@@ -105,3 +105,22 @@ def test_bad_input(tmp_path):
 
 def test_columns():
     assert [PARAM_INDEX["aperture"], PARAM_INDEX["pitch"]] == [hearing.indices(n)[0] for n in ("speak", "listen")]
+
+
+def test_a_share_of_clips_is_heard_as_other_voices():
+    """Either track by itself; what is not sound, and clips that were not drawn, stay as they are."""
+    rng = np.random.default_rng(0)
+    sound = {n: jnp.asarray(rng.uniform(0, 1, (60, 4, tiny.FEATURES)), jnp.float16) for n in ("speak", "listen")}
+    batch = sound | {"text": jnp.ones((60, 3), jnp.int32)}
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, voices=0.5))
+    changed = voices.as_other_voices(config, batch, jax.random.key(0))
+    assert changed["text"] is batch["text"] and changed["speak"].dtype == jnp.float16
+    apart = {n: np.asarray(jnp.abs(changed[n] - batch[n]).max(axis=(1, 2))) > 0.02 for n in sound}
+    assert all(18 <= moved.sum() <= 42 for moved in apart.values())
+    assert (apart["speak"] != apart["listen"]).any()
+    for name, moved in apart.items():
+        np.testing.assert_array_equal(np.asarray(changed[name])[~moved], np.asarray(batch[name])[~moved])
+    assert voices.as_other_voices(CONFIG, batch, jax.random.key(0)) is batch
+    wav = dataclasses.replace(config, audio=dataclasses.replace(config.audio, wav2vec=Wav2VecConfig()))
+    with pytest.raises(InputError, match="^train.voices: .* log-mel alone, expected 0, found 0.5"):
+        voices.as_other_voices(wav, batch, jax.random.key(0))
