@@ -18,6 +18,7 @@ def get_config() -> Config:
     audio = {"dtype": "float32", "steps": 1200, "batch": 32, "optimizer": "adamw", "learning_rate": 2e-3, "ema": 0.995}
     lips = {**half, "steps": 2500, "batch": 8, "optimizer": "adamw", "learning_rate": 2e-3, "ema": 0.99}
     dit = {**half, "batch": 8, "learning_rate": 4e-3, "warmup": 40, "ema": 0.99, "token_keep": 1.0, "unroll": True}
+    drawn = {**dit, "voices": 0.7}
     ode = {**dit, "steps": 320, "learning_rate": 3e-3, "mouth": 8.0, "init": "online.causal"}
     duel = {
         **half, "batch": 4, "optimizer": "adamw", "learning_rate": 1e-5, "beta1": 0.0, "beta2": 0.99, "warmup": 10,
@@ -28,22 +29,37 @@ def get_config() -> Config:
         # Base offline (``python -m lpm_jax.base``): segments as long as a training window, no guidance.
         sample=SampleConfig(steps=8, shift=1.0, text_scale=1.0, audio_scale=1.0, segment=37),
         distill=DistillConfig(
-            audio_scale=2.0, windows=400, generator_every=2, critic_learning_rate=1e-4, low=0.4, perceptual=0.1
+            audio_scale=2.0,
+            windows=400,
+            generator_every=2,
+            critic_learning_rate=1e-4,
+            low=0.4,
+            perceptual=0.1,
+            guidance=0.35,
         ),
         audio=AudioConfig(hearing=3),
         stages={
             "vae": {**vae, "ema": 0.998},
             "audio": audio,
             "lips": lips,
-            "base.speak": {**dit, "steps": 250, "kinds": ("speak", "idle")},
-            "base.listen": {**dit, "steps": 300},
-            "base.identity": {**dit, "steps": 100, "extra_references": 0.3, "lips": 4.0},
-            "online.causal": {**dit, "steps": 2500, "extra_references": 0.3, "lips": 4.0},
-            "online.rollout": {**dit, "steps": 400, "mouth": 8.0, "extra_references": 0.3, "lips": 4.0},
+            "base.speak": {**drawn, "steps": 250, "kinds": ("speak", "idle")},
+            "base.listen": {**drawn, "steps": 300},
+            "base.identity": {**drawn, "steps": 100, "extra_references": 0.3, "lips": 4.0},
+            "online.causal": {**drawn, "steps": 2500, "extra_references": 0.3, "lips": 4.0},
+            "online.rollout": {**drawn, "steps": 400, "mouth": 8.0, "extra_references": 0.3, "lips": 4.0},
             "online.ode": ode,
             "online.dmd_off": {**duel, "token_keep": 1.0},
             "online.dmd_on": duel,
             "online.refine": {**duel, "init": "online.dmd_on"},
         },
-        recipe=("vae", "audio", "lips", "base.speak", "base.listen", "base.identity", "online.causal"),
+        recipe=(
+            "vae",
+            "audio",
+            "lips",
+            "base.speak",
+            "base.listen",
+            "base.identity",
+            "online.causal",
+            "online.rollout",
+        ),
     )

@@ -128,7 +128,8 @@ def test_config_files(tmp_path):
 def test_the_bundled_recipe():
     config = load_config("configs/toy.py")
     parts = ["vae", "audio", "lips"]
-    assert list(config.recipe) == [*parts, "base.speak", "base.listen", "base.identity", "online.causal"]
+    drawn = ["base.speak", "base.listen", "base.identity", "online.causal", "online.rollout"]
+    assert list(config.recipe) == [*parts, *drawn]
     for stage in config.stages:
         train = config.for_stage(stage).train
         assert train.steps > 0 and train.latents % config.stream.chunk == 0
