@@ -64,6 +64,17 @@ def override(config: Config, arguments: list[str]) -> Config:
     return config
 
 
+def changes(kind: type, given: list[str], option: str) -> dict[str, Any]:
+    """Fields of the dataclass ``kind`` by name, from ``option``'s words such as ``levels=1,0.5``."""
+    hints, found = typing.get_type_hints(kind), {}
+    for words in given:
+        name, equals, text = words.partition("=")
+        if not equals or name not in hints:
+            raise InputError(f"{option}: expected NAME=VALUE with one of {', '.join(hints)}, found {words!r}")
+        found[name] = _parse(text, hints[name], f"{option} {name}")
+    return found
+
+
 def _replace(node: Any, path: list[str], text: str, option: str) -> Any:
     kinds = typing.get_type_hints(type(node))
     name = path[0]

@@ -25,7 +25,9 @@ from typing import Any
 from lpm_jax.bench.cases import Case, Cases, Recorded, find_cases
 from lpm_jax.bench.schema import SCHEMA
 from lpm_jax.bench.suites import SUITES, specs
+from lpm_jax.config import StreamConfig
 from lpm_jax.errors import ArgumentParser, InputError
+from lpm_jax.options import changes
 from lpm_jax.progress import progress
 
 
@@ -42,6 +44,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--name", help="what to call the model in results (default: the model's or folder's name)")
     add("--chunk", type=int, help="frames that the system makes at a time (default: what a model streams, else 12)")
     add("--seed", type=int, default=0, help="of the model's noise")
+    again = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
+    add("--stream", **again, help="stream otherwise than the model says: levels=1 or history=clean; may be repeated")
     add("--offline", action="store_true", help="perform as Base does, segment by segment, instead of streaming")
     add("--text-scale", type=float, help="with --offline: guidance by the prompt (default: the model's; 1 is none)")
     add("--audio-scale", type=float, help="with --offline: guidance by the sound")
@@ -58,6 +62,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise InputError(f"--videos: expected a folder of MP4 files, found none at {str(args.videos)!r}")
     if args.offline and (args.videos is not None or args.model == "truth"):
         raise InputError("--offline: expected a model that performs, found " + ("--videos" if args.videos else "truth"))
+    if args.stream and (args.videos is not None or args.model == "truth" or args.offline):
+        raise InputError(
+            "--stream: expected a model that streams, found " + ("--offline" if args.offline else "videos")
+        )
+    args.changes = changes(StreamConfig, args.stream, "--stream")
     if not args.offline and (args.text_scale, args.audio_scale) != (None, None):
         raise InputError("--text-scale, --audio-scale: expected with --offline, found a model that streams")
     if (args.weights is None) != (args.instruments == "drawn"):
@@ -98,7 +107,8 @@ def main(argv: list[str]) -> int:
         sample = model.config.sample
         maker = {"offline": {"text_scale": sample.text_scale, "audio_scale": sample.audio_scale, "steps": sample.steps}}
     elif args.videos is None and args.model != "truth":
-        model = _pipeline(args.model)
+        model = _pipeline(args.model, args.changes)
+        maker = {"stream": args.stream} if args.stream else {}
         chunk = args.chunk or model.chunk_frames
     name = args.name or (args.videos.resolve() if args.videos else Path(args.model)).name
     suite = args.cases.resolve().name if args.cases else args.suite
@@ -109,8 +119,9 @@ def main(argv: list[str]) -> int:
     source = f"--videos {name}" if args.videos else f"--model {name}"
     command = f"python -m lpm_jax.bench run {source} --suite {suite} --seed {args.seed}"
     head = {"schema": SCHEMA, "suite": suite, "model": name, "seed": args.seed, "command": command}
+    head |= maker
+    head["command"] += "".join(f" --stream {words}" for words in args.stream)
     if args.offline:
-        head |= maker
         given = (("--text-scale", args.text_scale), ("--audio-scale", args.audio_scale))
         head["command"] += " --offline" + "".join(f" {name} {x:g}" for name, x in given if x is not None)
     if args.weights:
@@ -141,7 +152,7 @@ def claim(out: Path, maker: dict[str, Any]) -> None:
 
     path = out / "videos.json"
     before = json.loads(path.read_text()) if path.is_file() else maker
-    different = [f"{key} {before.get(key)}" for key in maker if before.get(key) != maker[key]]
+    different = [f"{key} {before.get(key)}" for key in before | maker if before.get(key) != maker.get(key)]
     if different:
         raise InputError(f"--out: expected a new folder or one of the same run, found videos of {', '.join(different)}")
     write_json(path, maker)
@@ -236,12 +247,12 @@ class _Sized:
         return iter(self.items)
 
 
-def _pipeline(model: str):
+def _pipeline(model: str, otherwise: dict[str, Any]):
     from lpm_jax.compilation import keep_programs
     from lpm_jax.pipeline import Pipeline
 
     keep_programs()
-    pipeline = Pipeline.from_pretrained(model)
+    pipeline = Pipeline.from_pretrained(model, stream=otherwise)
     pipeline.warm_up()
     return pipeline
 

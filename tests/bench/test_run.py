@@ -191,6 +191,9 @@ def test_own_cases_without_truth_are_scored_as_far_as_can_be(tmp_path, monkeypat
         (["--out", "DIR", "--seed", "-1"], "--seed: expected 0 to 2147483647, found -1"),
         (["--out", "DIR", "--model", "truth", "--offline"], "--offline: expected a model that performs, found truth"),
         (["--out", "DIR", "--audio-scale", "2"], "--audio-scale: expected with --offline, found a model that streams"),
+        (["--out", "DIR", "--model", "truth", "--stream", "chunk=6"], "--stream: expected a model that streams"),
+        (["--out", "DIR", "--stream", "steps=6"], "--stream: expected NAME=VALUE with one of chunk, sink"),
+        (["--out", "DIR", "--stream", "sink=many"], "--stream sink: expected int, found 'many'"),
         (["--out", "DIR", "--chunk", "1"], "--chunk: expected 2 to 1,000 frames, found 1"),
         (["--out", "DIR", "--cases", "DIR/none", "--model", "truth"], "expected a folder of cases"),
         (["--out", "DIR", "--suite", "tiny", "--videos", "DIR/none"], "--videos: expected a folder of MP4 files"),
@@ -209,6 +212,9 @@ def test_videos_of_one_model_are_not_taken_for_anothers(tmp_path):
     bench.claim(tmp_path, {"model": "toy", "seed": 0})
     with pytest.raises(InputError, match="expected a new folder or one of the same run, found videos of seed 0"):
         bench.claim(tmp_path, {"model": "toy", "seed": 1})
+    bench.claim(tmp_path / "one", {"model": "toy", "stream": ["levels=1"]})
+    with pytest.raises(InputError, match=r"found videos of stream \['levels=1'\]$"):
+        bench.claim(tmp_path / "one", {"model": "toy"})
     assert len(bench.fingerprint("toy")) == 16 and bench.fingerprint("toy") == bench.fingerprint("toy")
 
 
