@@ -317,7 +317,7 @@ class DistillConfig:
     gradient: int = 3  # chunks at its end that gradients reach, and that are scored
     switch: float = 0.0  # share of rollouts whose prompt and sound change where that end begins
     corrupt: float = 0.0  # standard deviation of noise on what a chunk leaves for the next, as a share of its own
-    guidance: float = 0.0  # online.rollout: share of what sound and prompt change that the student is to exaggerate
+    guidance: float = 0.0  # online.rollout: share of what sound changes in mouths that the student exaggerates
     perceptual: float = 0.0  # weight of the features' distance from the teacher's sample (off-policy stage)
     windows: int = 512  # of the teacher's samples: trajectories that are kept
     fresh: float = 0.0  # share of them that start from noise of their own instead of the trajectory's (online.ode)

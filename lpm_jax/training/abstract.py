@@ -82,6 +82,8 @@ def train_program(config: Config, stage: str, mesh: Mesh) -> tuple[Callable, tup
         batch["states"] = jax.ShapeDtypeStruct(states, jnp.float16, sharding=sharding.batch_sharding(mesh))
         step = program.step(ode.make_loss(config))
     elif stage == on_policy.STAGE:
+        mouth = batch["weights"]  # the same cells
+        batch["mouth"] = jax.ShapeDtypeStruct(mouth.shape, jnp.bool_, sharding=mouth.sharding)
         step = program.step(on_policy.make_loss(config))
     else:
         step = program.step(make_loss(config, stage in CAUSAL, config.train.token_keep))

@@ -10,7 +10,8 @@ lips open less wide than they should.
 
 ``distill.guidance`` mends that as guidance does, inside the one network that streams (Tang et al., "Diffusion Models
 without Classifier-Free Guidance", arXiv 2502.12154): what a chunk would have been without sound and prompt is computed
-beside it, and the clip that it is compared with is moved by so much of the difference. The network learns to do
+beside it, and the clip that it is compared with is moved by so much of the difference where the mouth is. (Everywhere,
+it drew ghosts: a latent beyond that of a turned head is not one of a head turned further.) The network learns to do
 without from clips whose sound and prompt are dropped.
 """
 
@@ -52,12 +53,13 @@ def make_loss(config: Config, reader: dict | None = None):
         made, without = rollout.estimates(player, computed, warm, distill.gradient, k_roll, other)
         window = rollout.cut(config, batch, warm, distill.gradient)
         truth = dit.patchify(config.dit, window["latents"].astype(jnp.float32))
+        inside = patch_weights(config, window["mouth"].astype(jnp.float32))[..., None] if distill.guidance else 0.0
         weight, channels = patch_weights(config, window["weights"]), params["prior"]["weight"]
         every, total, metrics, last = jnp.ones(truth.shape[:2]), 0.0, {}, None
         for i, (level, clean) in enumerate(zip(levels, made, strict=True)):
             wanted, seen = truth, window
             if without is not None:
-                wanted = truth + distill.guidance * jax.lax.stop_gradient(clean - without[i])
+                wanted = truth + distill.guidance * inside * jax.lax.stop_gradient(clean - without[i])
                 seen = window | {"latents": dit.unpatchify(config.dit, wanted, *config.cells)}
             at = jnp.full(truth.shape[:2], level)
             value, last = weighted_loss(clean, wanted, at, weight, channels, config.flow)

@@ -67,7 +67,7 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         weights=RegionWeights(train.mouth, train.eyes, train.face),
         first_frame=0.7 if stage in (ODE, distill.OFF) else 1.0,  # a stream has its picture
         extra=train.extra_references,
-        mouth=stage == on_policy.STAGE and bool(train.lips),
+        mouth=stage == on_policy.STAGE and bool(train.lips or config.distill.guidance),
     )
     axes = conditions.axes(config)
 

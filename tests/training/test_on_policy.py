@@ -67,7 +67,11 @@ def test_guidance_moves_the_clip_by_what_sound_and_prompt_change():
     assert nothing is None and tiny.differs(made, without, 1e-2)
     window = rollout.cut(config, BATCH, warm, count)
     clip = dit.patchify(config.dit, window["latents"].astype(jnp.float32))
+    mouth = np.zeros(BATCH["latents"].shape[:4], bool)
+    mouth[:, :, 0] = True  # the upper row of cells: so is the upper row of patches
+    batch = BATCH | {"mouth": jnp.asarray(mouth)}
     moved = dit.unpatchify(config.dit, (clip + share * (made - without))[1], *config.cells)
+    moved = moved.at[:, :, config.dit.patch :].set(window["latents"][:, :, config.dit.patch :].astype(jnp.float32))
 
     def second(params: dict, batch: dict, config: Config) -> jax.Array:
         return on_policy.make_loss(config)(params, batch, key)[1]["x0_at_0.5"]
@@ -76,7 +80,7 @@ def test_guidance_moves_the_clip_by_what_sound_and_prompt_change():
     at = jax.lax.dynamic_update_slice_in_dim(at, moved, warm, axis=1)
     want, got = (
         jax.jit(jax.value_and_grad(second), static_argnums=2)(PARAMS, batch, c)
-        for batch, c in ((BATCH | {"latents": at}, CONFIG), (BATCH, config))
+        for batch, c in ((batch | {"latents": at}, CONFIG), (batch, config))
     )
     assert got[0] == pytest.approx(float(want[0]), rel=1e-3)
     for a, b in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1]), strict=True):
