@@ -25,7 +25,8 @@ def moved(data: dict, kind: str, axes: str, where: str = "") -> int:
 
 
 def test_verdicts():
-    want = {"v5p_4x4x4": True, "v6e_8x8": True, "v5e_4x8": False, "chunk_v6e_2x4": True, "dmd_on_v5p_4x4x8": True}
+    want = dict.fromkeys(("v5p_4x4x4", "v6e_8x8", "chunk_v6e_2x4", "chunk_v6e_2x4_int8", "dmd_on_v5p_4x4x8"), True)
+    want["v5e_4x8"] = False
     fits = {name: result(name)["fits"] for name in want}
     assert fits == want
     assert not any(result(name)["estimate"] for name in fits)
@@ -61,3 +62,10 @@ def test_a_block_of_streaming():
     slots = 14 + 5 * 6
     cache = 2 * 2 * BLOCKS * slots * PATCHES * WIDTH // 8
     assert data["memory"]["arguments"]["cache"] == cache <= data["memory"]["aliased"]
+
+
+def test_what_eight_bits_save():
+    """A byte of each kernel's number, and half the cache but for a 16-bit scale for each token and head of 128."""
+    whole, small = (result(f"chunk_v6e_2x4{name}")["memory"]["arguments"] for name in ("", "_int8"))
+    assert whole["weights"] - small["weights"] == pytest.approx(BLOCKS * (THROUGH + OTHER) / 8, rel=0.005)
+    assert small["cache"] / whole["cache"] == pytest.approx((128 + 2) / (2 * 128), rel=1e-6)
