@@ -103,7 +103,7 @@ def make_loss(config: Config, scales: dict[str, tuple[np.ndarray, np.ndarray]]):
     def loss(params, batch, key):
         total, metrics = 0.0, {}
         for (name, columns), k in zip(CAUSED.items(), jax.random.split(key, len(CAUSED)), strict=True):
-            mel = batch[name].astype(jnp.float32)
+            mel = jnp.asarray(batch[name], jnp.float32)
             half = mel.shape[0] // 2
             mel = jnp.concatenate([other_voice(k, mel[:half], config.audio.bands), mel[half:]]).astype(dtype)
             nets = jax.tree.map(lambda p: p.astype(dtype), params[name])

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from data_pipeline.loader import RegionWeights, Window, latent_batches
@@ -61,7 +62,7 @@ class LipReader(nn.Module):
 
 
 def read(
-    params: dict, latents: Float[Array, "b frames h w c"], batch: dict, dtype: jnp.dtype
+    params: dict, latents: Float[Array, "b frames h w c"], batch: dict, dtype: DTypeLike
 ) -> Float[Array, "b frames 4"]:
     """What the network reads from ``latents`` of the clips of ``batch``."""
     b, frames, *cells = latents.shape
