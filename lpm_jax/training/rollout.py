@@ -58,11 +58,11 @@ class Player:
         config, batch = self.config, self.batch
         dtype = params["dit"]["embed"]["patch"]["kernel"].dtype
         text, mask = conditions.encode_text(config, params, batch["text"])
-        if self.keep is not None:
-            mask = conditions.kept_words(mask, self.keep)
         if self.before is not None:
             old, old_mask = conditions.encode_text(config, params, self.before)
             text, mask = (jnp.where(chunk < self.change, a, b) for a, b in ((old, text), (old_mask, mask)))
+        if self.keep is not None:
+            mask = conditions.kept_words(mask, self.keep)
         window = cut(config, {k: batch[k] for k in ("speak", "listen", "reference_valid")}, chunk, 1)
         heard = (window[name].astype(dtype) for name in ("speak", "listen"))
         size = config.stream.chunk
