@@ -15,7 +15,15 @@ from lpm_jax.config import AudioConfig, Config, DistillConfig, SampleConfig
 def get_config() -> Config:
     half = {"dtype": "bfloat16"}  # five times faster matrix products on AMX cores, and on GPU and TPU
     vae = {**half, "steps": 2200, "batch": 24, "crops_per_clip": 6, "learning_rate": 6e-3, "mouth": 5.0, "eyes": 3.0}
-    audio = {"dtype": "float32", "steps": 1200, "batch": 32, "optimizer": "adamw", "learning_rate": 2e-3, "ema": 0.995}
+    audio = {
+        "dtype": "float32",
+        "steps": 1200,
+        "batch": 32,
+        "optimizer": "adamw",
+        "learning_rate": 2e-3,
+        "ema": 0.995,
+        "voices": 0.5,
+    }
     lips = {**half, "steps": 2500, "batch": 8, "optimizer": "adamw", "learning_rate": 2e-3, "ema": 0.99}
     dit = {**half, "batch": 8, "learning_rate": 4e-3, "warmup": 40, "ema": 0.99, "token_keep": 1.0, "unroll": True}
     drawn = {**dit, "voices": 0.7}

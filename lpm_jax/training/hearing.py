@@ -8,8 +8,8 @@ clips of sound this stage's network reaches 0.79 there at once and 0.89 two fram
 
 Each branch regresses what its sound causes (:data:`CAUSED`), for its own video frame and for earlier ones
 (:data:`BEFORE`): a token comes to know what later sound told about an earlier frame, and the transformer, which reads
-tokens up to the end of its chunk, finds it there. Half the clips of a batch are heard as other voices and microphones
-(``voices.py``).
+tokens up to the end of its chunk, finds it there. ``train.voices`` says how many clips are heard as other voices and
+microphones (``voices.py``).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from lpm_jax.errors import InputError
 from lpm_jax.models.audio import FFT, Hearing, hearing_reach, log_mel
 from lpm_jax.training.latents import KINDS, LatentSource, store
 from lpm_jax.training.loop import Stage
-from lpm_jax.training.voices import other_voice
+from lpm_jax.training.voices import as_other_voices
 
 #: The columns of ``PARAMS`` that a branch's sound causes; the first is what validation tells.
 CAUSED = {
@@ -102,10 +102,9 @@ def make_loss(config: Config, scales: dict[str, tuple[np.ndarray, np.ndarray]]):
 
     def loss(params, batch, key):
         total, metrics = 0.0, {}
-        for (name, columns), k in zip(CAUSED.items(), jax.random.split(key, len(CAUSED)), strict=True):
-            mel = jnp.asarray(batch[name], jnp.float32)
-            half = mel.shape[0] // 2
-            mel = jnp.concatenate([other_voice(k, mel[:half], config.audio.bands), mel[half:]]).astype(dtype)
+        batch = as_other_voices(config, batch, key)
+        for name, columns in CAUSED.items():
+            mel = batch[name].astype(dtype)
             nets = jax.tree.map(lambda p: p.astype(dtype), params[name])
             told_of = hear(config.audio, nets, mel, len(columns)).astype(jnp.float32)
             mean, deviation = scales[name]

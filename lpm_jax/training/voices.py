@@ -44,7 +44,7 @@ def as_other_voices(config: Config, batch: dict, key: Array) -> dict:
     changed = dict(batch)
     for name, k in zip(("speak", "listen"), jax.random.split(key), strict=True):
         k_which, k_voice = jax.random.split(k)
-        mel = batch[name]
+        mel = jnp.asarray(batch[name])
         which = jax.random.bernoulli(k_which, share, (len(mel), 1, 1))
         other = other_voice(k_voice, mel.astype(jnp.float32), config.audio.bands)
         changed[name] = jnp.where(which, other.astype(mel.dtype), mel)
