@@ -30,7 +30,10 @@ def main() -> None:
     from lpm_jax import distributed
 
     distributed.initialize(args.distributed)
+    from lpm_jax.compilation import keep_programs
     from lpm_jax.training import stages as recipes
+
+    keep_programs()
 
     for stage, stage_config in runs:
         recipes.run(stage, stage_config, args.workdir)

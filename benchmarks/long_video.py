@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from benchmarks.toy import build_clips
+from benchmarks.clips import build_clips
 from data_pipeline.schema import SAMPLE_RATE
 from lpm_jax.checkpoint import write_json
 from lpm_jax.config import SampleConfig

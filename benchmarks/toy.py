@@ -9,19 +9,18 @@ Stream frame ``i`` is frame ``i + 1`` of its clip: a clip's first frame stands a
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int16, UInt8
+from jaxtyping import UInt8
 
+from benchmarks.clips import Clip, build_clips, open_clips, tracks
 from benchmarks.long_stream import long_stream
 from benchmarks.report import Row, table
-from data_pipeline.schema import FPS, PARAM_INDEX, SAMPLES_PER_FRAME
+from data_pipeline.schema import FPS
 from lpm_jax.bench import signals as metrics
 from lpm_jax.bench.instruments.reader import Reader, Reading
 from lpm_jax.checkpoint import write_json
@@ -30,57 +29,8 @@ from lpm_jax.errors import ArgumentParser, run_door
 from lpm_jax.progress import progress
 from lpm_jax.training.sheets import save_sheet
 
-SEEDS = {"speak": 1 << 40, "listen": (1 << 40) + (1 << 32)}  # 64-bit: data sets draw 32-bit seeds, so none is theirs
-NOD = 0.8  # seconds that one nod lasts
-
-
-class Clip(NamedTuple):
-    """A held-out record with what the benchmark asks of it at hand."""
-
-    record: dict
-    character: dict
-    reference: UInt8[np.ndarray, "h w 3"]
-    frames: UInt8[np.ndarray, "frames h w 3"]  # the true video, without its first frame
-
-    def truth(self, name: str) -> Float[np.ndarray, " frames"]:
-        """A parameter behind ``frames``."""
-        return self.record["params"][1:, PARAM_INDEX[name]]
-
-    @property
-    def eyes(self) -> Float[np.ndarray, " frames"]:
-        return (self.truth("lid_left") + self.truth("lid_right")) / 2
-
-
 #: Plays a clip's character to the sound of another clip (or its own): frames as many as ``Clip.frames``.
 Perform = Callable[[Clip, Clip], UInt8[np.ndarray, "frames h w 3"]]
-
-
-def build_clips(kind: str, count: int, seconds: float = 4.0) -> list[Clip]:
-    """Held-out clips of ``kind`` ("speak" or "listen"), no voice twice; a listener has time to finish a nod."""
-    from data_pipeline.performers.clip import frames_of, make_clip, references_of
-
-    clips: list[Clip] = []
-    voices: set[tuple] = set()
-    seed = SEEDS[kind]
-    for _ in progress(range(count), f"rendering {kind} clips"):
-        while True:
-            record = make_clip(seed, seconds, held_out=True, kind=kind)
-            seed += 1
-            voice = json.loads(record["voice"])[kind == "listen"]
-            voice = tuple(voice[k] for k in ("language", "variant", "rate", "pitch"))
-            nods = [at for name, at, _ in json.loads(record["events"]) if name == "nod"]
-            if voice not in voices and (kind == "speak" or any(at + NOD < seconds for at in nods)):
-                break
-        voices.add(voice)
-        character = json.loads(record["character"])
-        clips.append(Clip(record, character, references_of(record)["global"], frames_of(record)[1:]))
-    return clips
-
-
-def tracks(clip: Clip, heard: Clip) -> tuple[Int16[np.ndarray, " samples"], Int16[np.ndarray, " samples"]]:
-    """Speak and listen samples of ``clip`` without the first frame's, its own kind's track taken from ``heard``."""
-    kind = clip.record["kind"]
-    return tuple((heard if k == kind else clip).record[k][SAMPLES_PER_FRAME:] for k in ("speak", "listen"))
 
 
 class Streamer:
@@ -294,6 +244,7 @@ def main() -> int:
     parser.add_argument("--model", default="toy", help='bundled model, folder, or "truth" for the true video')
     parser.add_argument("--clips", type=int, default=24, help="clips of each kind (speak, listen)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip")
+    parser.add_argument("--data", type=Path, help="a data set whose held-out clips take their place: to choose weights")
     parser.add_argument("--minutes", type=int, default=0, help="length of the long stream; 0 leaves it out")
     parser.add_argument("--seed", type=int, default=0, help="of the streams' noise")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for toy.json")
@@ -313,7 +264,10 @@ def main() -> int:
 
         pipeline = Pipeline.from_pretrained(args.model, args.dtype, options)
         pipeline.warm_up()
-    speak, listen = (build_clips(kind, args.clips, args.seconds) for kind in ("speak", "listen"))
+    if args.data:
+        speak, listen = (open_clips(args.data, "held_out", (kind,), args.clips) for kind in ("speak", "listen"))
+    else:
+        speak, listen = (build_clips(kind, args.clips, args.seconds) for kind in ("speak", "listen"))
     perform = Streamer(pipeline, args.seed) if pipeline else play_truth
     rows, details, made = measure(perform, speak, listen, reader)
     if pipeline:
@@ -331,8 +285,9 @@ def main() -> int:
     command = f"python -m benchmarks.toy --model {name} --clips {args.clips} --seconds {args.seconds:g} "
     command += f"--minutes {args.minutes} --seed {args.seed} --dtype {args.dtype}"
     command += "".join(f" --{k} {v}" for k, v in options.items())
+    command += " --data DATA" if args.data else ""
     half = {"dtype": args.dtype} if args.dtype != "float32" else {}
-    name += "".join(f"_{k}_{v}" for k, v in (half | options).items())
+    name += "".join(f"_{k}_{v}" for k, v in (half | options).items()) + ("_data" if args.data else "")
     result = {"command": command} | environment("opencv-python-headless") | {"figures": [r.to_json() for r in rows]}
     result |= {"clips": details, "minutes": minutes}
     write_json(args.out / f"{name}.json", result)

@@ -7,11 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import toy
+from benchmarks import clips as clips_of
+from benchmarks import toy, voices
 from benchmarks.long_stream import long_stream
 from benchmarks.report import Row, table
 from lpm_jax.bench import signals as metrics
 from lpm_jax.environment import environment
+from lpm_jax.errors import InputError
 
 
 def waves(count: int = 6, frames: int = 96, seed: int = 0) -> list[np.ndarray]:
@@ -162,7 +164,7 @@ def test_reader_refuses_other_sizes(reader):
 def clips():
     pytest.importorskip("cv2")
     pytest.importorskip("espeakng_loader")
-    return {kind: toy.build_clips(kind, 4, 3.0) for kind in ("speak", "listen")}
+    return {kind: clips_of.build_clips(kind, 4, 3.0) for kind in ("speak", "listen")}
 
 
 def test_clips_are_held_out_distinct_and_aligned(clips):
@@ -175,7 +177,7 @@ def test_clips_are_held_out_distinct_and_aligned(clips):
             assert record["kind"] == kind
             assert record["seed"] > 2**32  # no data set draws such a seed
             assert np.array_equal(clip.frames, frames_of(record)[1:])
-            speak, listen = toy.tracks(clip, clip)
+            speak, listen = clips_of.tracks(clip, clip)
             assert len(clip.frames) * 1000 == len(speak) == len(listen)
             assert len(clip.truth("pitch")) == len(clip.frames)
             voices.add(record["voice"])
@@ -186,7 +188,7 @@ def test_clips_are_held_out_distinct_and_aligned(clips):
 class TruePipeline:
     """Streams the true video of whichever clip's sound it is given, in chunks like a model's."""
 
-    def __init__(self, clips: dict[str, list[toy.Clip]]):
+    def __init__(self, clips: dict[str, list[clips_of.Clip]]):
         self.clips = clips
 
     def stream(self, image, audio, listen, prompt, seed):
@@ -194,7 +196,7 @@ class TruePipeline:
 
         for kind, sound in (("speak", audio), ("listen", listen)):
             for clip in self.clips[kind]:
-                if np.array_equal(toy.tracks(clip, clip)[kind == "listen"].astype(np.float32) / 32767, sound):
+                if np.array_equal(clips_of.tracks(clip, clip)[kind == "listen"].astype(np.float32) / 32767, sound):
                     for i in range(0, len(clip.frames), 4):
                         yield Chunk(clip.frames[i : i + 4], i / 24, kind, 0.0)
                     return
@@ -228,6 +230,50 @@ def test_the_true_video_passes_through_the_streaming_path(clips, reader, tmp_pat
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
 
 
+def test_a_data_sets_own_clips_are_held_out_ones(tmp_path):
+    pytest.importorskip("espeakng_loader")
+    from data_pipeline.performers.builder import build, open_split
+    from data_pipeline.performers.clip import frames_of, references_of
+
+    build(tmp_path, clips=1, held_out=3, seed=5, seconds=0.5)
+    records = open_split(tmp_path, "held_out")
+    kinds = [records[i]["kind"].decode() for i in range(3)]
+    (clip,) = clips_of.open_clips(tmp_path, "held_out", kinds[1:2], 1)
+    record = records[kinds.index(kinds[1])]
+    assert clip.record["kind"] == kinds[1] and clip.record["prompt"] == record["prompt"].decode()
+    assert clip.character == json.loads(record["character"])
+    np.testing.assert_array_equal(clip.frames, frames_of(record)[1:])
+    np.testing.assert_array_equal(clip.reference, references_of(record)["global"])
+    with pytest.raises(InputError, match=f"expected 9 clips of {kinds[1]} in held_out, found {kinds.count(kinds[1])}"):
+        clips_of.open_clips(tmp_path, "held_out", kinds[1:2], 9)
+    with pytest.raises(InputError, match="nowhere: expected a folder made by"):
+        clips_of.open_clips(tmp_path / "nowhere", "held_out", kinds, 1)
+
+
+def test_voices_and_faces_that_were_learnt_by_heart_are_told_apart(clips, reader):
+    sets = {"train": clips["speak"][:2], "held_out": clips["speak"][2:]}
+    known_voices = [c.record["speak"] for c in sets["train"]]
+    known_faces = [c.reference for c in sets["train"]]
+
+    def by(known, field):
+        """Moves as it should where it knows the clip's sound or face, else like another clip."""
+
+        def perform(clip, heard):
+            if any(field(clip) is x for x in known):
+                return clip.frames
+            return clips["speak"][0].frames[::-1]
+
+        found = voices.cross(perform, sets, reader)
+        assert [(x["faces"], x["sounds"]) for x in found] == [
+            ("train", "train"), ("held_out", "train"), ("train", "held_out"), ("held_out", "held_out")
+        ]  # fmt: skip
+        assert all(x["true"] > 0.9 for x in found)
+        return [x["r"] == x["true"] for x in found]
+
+    assert by(known_voices, lambda c: c.record["speak"]) == [True, True, False, False]
+    assert by(known_faces, lambda c: c.reference) == [True, False, True, False]
+
+
 def test_frozen_frames_fail(clips, reader):
     def frozen(clip, heard):
         return np.repeat(clip.reference[None], len(clip.frames), 0)
@@ -254,7 +300,7 @@ class LongPipeline:
 
     chunk_frames = 12
 
-    def __init__(self, clip: toy.Clip, fades: bool):
+    def __init__(self, clip: clips_of.Clip, fades: bool):
         from data_pipeline.performers.clip import frames_of
 
         self.frames, self.fades, self.at = frames_of(clip.record)[:72], fades, 0
