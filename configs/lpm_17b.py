@@ -73,5 +73,6 @@ def get_config() -> Config:
             "online.dmd_off": {**dmd, "latents": 18, "init": "online.causal"},
             "online.dmd_on": {**dmd, "init": "online.causal"},
             "online.refine": {**dmd, "init": "online.dmd_on"},
+            "online.stream_audio": {**dmd, "steps": 600, "init": "online.refine"},
         },
     )  # fmt: skip

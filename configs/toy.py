@@ -27,6 +27,7 @@ def get_config() -> Config:
     lips = {**half, "steps": 2500, "batch": 8, "optimizer": "adamw", "learning_rate": 2e-3, "ema": 0.99}
     dit = {**half, "batch": 8, "learning_rate": 4e-3, "warmup": 40, "ema": 0.99, "token_keep": 1.0, "unroll": True}
     drawn = {**dit, "voices": 0.7}
+    streamed = {**drawn, "mouth": 8.0, "extra_references": 0.3, "lips": 4.0}
     ode = {**dit, "steps": 320, "learning_rate": 3e-3, "mouth": 8.0, "init": "online.causal"}
     duel = {
         **half, "batch": 4, "optimizer": "adamw", "learning_rate": 1e-5, "beta1": 0.0, "beta2": 0.99, "warmup": 10,
@@ -54,11 +55,12 @@ def get_config() -> Config:
             "base.listen": {**drawn, "steps": 300},
             "base.identity": {**drawn, "steps": 100, "extra_references": 0.3, "lips": 4.0},
             "online.causal": {**drawn, "steps": 2500, "extra_references": 0.3, "lips": 4.0},
-            "online.rollout": {**drawn, "steps": 400, "mouth": 8.0, "extra_references": 0.3, "lips": 4.0},
+            "online.rollout": {**streamed, "steps": 400},
             "online.ode": ode,
             "online.dmd_off": {**duel, "token_keep": 1.0},
             "online.dmd_on": duel,
             "online.refine": {**duel, "init": "online.dmd_on"},
+            "online.stream_audio": {**streamed, "steps": 100, "voices": 0.0},
         },
         recipe=(
             "vae",

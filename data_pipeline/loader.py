@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from jaxtyping import Float
 
-from data_pipeline.schema import LATENT_STRIDE, REFERENCES, REGIONS
+from data_pipeline.schema import LATENT_STRIDE, REFERENCES, REGIONS, SAMPLES_PER_FRAME
 from data_pipeline.video import decode_mp4
 
 EPOCHS = 10**6  # endless; Grain's own endless repeat overflows its length when batches are of one
@@ -151,6 +151,7 @@ class Window(grain.transforms.RandomMap):
     extra: float  # share of windows that show view and expression references
     inside: float = 0.5  # share of windows whose global appearance is a frame of the clip itself, as a stream's may be
     mouth: bool = False  # with the cells that the mouth is in, and how far it is open in each video frame
+    sound: int = 0  # with the clip's samples as ``speak_sound`` and ``listen_sound``, from so many before the window on
 
     def random_map(self, clip: dict, rng: np.random.Generator) -> dict:
         total = len(clip["latents"]) - 1
@@ -189,6 +190,10 @@ class Window(grain.transforms.RandomMap):
         for name in ("speak", "listen"):
             mel = np.concatenate([np.repeat(self.silence(clip[name]), self.history, axis=0), clip[name]])
             out[name] = mel[frame : frame + self.history + LATENT_STRIDE * self.latents]
+            if self.sound:
+                samples = np.pad(clip[f"{name}_sound"], (self.sound, 0))
+                count = self.sound + SAMPLES_PER_FRAME * LATENT_STRIDE * self.latents
+                out[f"{name}_sound"] = samples[SAMPLES_PER_FRAME * frame :][:count]
         return out
 
     @staticmethod

@@ -283,7 +283,8 @@ class TrainConfig:
     crops_per_clip: int = 4
     sounds: int = 6000  # audio: clips of sound that are made for it
     voices: float = 0.0  # share of clips heard as other voices (training/voices.py): audio, and where lips counts
-    lips: float = 0.0  # weight of the lips' own loss (training/lips.py): base stages, online.causal, online.rollout
+    # Weight of the lips' own loss (training/lips.py): base stages, online.causal, .rollout and .stream_audio.
+    lips: float = 0.0
     # Start from this stage's weights instead of the one before's; STAGE@STEP or STAGE@latest: from the average in its
     # checkpoint; "scratch": from none.
     init: str = ""
@@ -317,7 +318,7 @@ class DistillConfig:
     gradient: int = 3  # chunks at its end that gradients reach, and that are scored
     switch: float = 0.0  # share of rollouts whose prompt and sound change where that end begins
     corrupt: float = 0.0  # standard deviation of noise on what a chunk leaves for the next, as a share of its own
-    guidance: float = 0.0  # online.rollout: share of what sound changes in mouths that the student exaggerates
+    guidance: float = 0.0  # online.rollout, .stream_audio: share of what sound changes in mouths that is exaggerated
     perceptual: float = 0.0  # weight of the features' distance from the teacher's sample (off-policy stage)
     windows: int = 512  # of the teacher's samples: trajectories that are kept
     fresh: float = 0.0  # share of them that start from noise of their own instead of the trajectory's (online.ode)

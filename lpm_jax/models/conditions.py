@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from lpm_jax.config import AudioConfig, Config, DiTConfig
@@ -130,6 +131,22 @@ def encode_audio(
         window = getattr(config.audio, f"{kind}_window")
         branches[kind] = branch(tokens, config.audio, frames, window, chunk, config.dit.head_dim)
     return branches
+
+
+def encode_sound(
+    config: Config,
+    params: dict,
+    speak: Float[Array, "b samples"],
+    listen: Float[Array, "b samples"],
+    frames: int,
+    dtype: DTypeLike,
+    keep: Float[Array, " b"] | None = None,
+) -> dict[str, dit.Audio]:
+    """:func:`encode_audio` of one chunk of ``frames`` latent frames, from the samples that a stream has when it makes
+    it: the chunk's own, after those that it remembers (``generator.history_samples``)."""
+    features = audio_features(config.audio)
+    heard = (features(params.get("audio", {}), x).astype(dtype) for x in (speak, listen))
+    return encode_audio(config, params, *heard, frames, frames, keep)
 
 
 def reference_times(config: DiTConfig, kinds: Int[Array, "*b refs"]) -> Float[Array, "*b refs"]:

@@ -15,7 +15,7 @@ from lpm_jax.errors import InputError
 from lpm_jax.flops import Workload
 
 DUELS = ("online.dmd_off", "online.dmd_on", "online.refine")  # stages in which a critic learns as well
-ROLLOUT = "online.rollout"
+ROLLOUT, STREAM_AUDIO = "online.rollout", "online.stream_audio"
 CHUNK = "chunk"  # the "stage" that is the streaming step
 KERNELS = {"tpu": "splash", "cpu": "xla"}  # self-attention, by compiler
 
@@ -87,17 +87,20 @@ def model_flops(config: Config, stage: str) -> int:
     counted, and attention is counted where it is allowed (references see only references)."""
     if stage in DUELS:
         return duel_flops(config, stage)
-    if stage == ROLLOUT:  # each chunk is evaluated as in a stream, those that count with gradients
-        distill, chunk = config.distill, config.train.batch * pass_flops(config, CHUNK)
+    if stage in (ROLLOUT, STREAM_AUDIO):  # each chunk is evaluated as in a stream, those that count with gradients
+        distill, stream, chunk = config.distill, config.stream, config.train.batch * pass_flops(config, CHUNK)
         chunks = (distill.rollout - distill.gradient) / 2 + 3 * distill.gradient
-        return round(chunk * chunks * (len(config.stream.levels) + (config.stream.history == "clean")))
+        evaluations = len(stream.levels) + (stream.history == "clean")
+        if stage == STREAM_AUDIO and stream.refine:
+            evaluations += 1 + (stream.refiner_history == "clean")
+        return round(chunk * chunks * evaluations)
     passes = len(config.stream.levels) if stage == CHUNK else 6 if causal(stage) else 3
     return passes * pass_flops(config, stage)
 
 
 def turns(config: Config, stage: str) -> int:
     """How often a loop runs on average whose length a step is told: the chunks of a rollout without gradients."""
-    on_policy = stage == ROLLOUT or stage in DUELS and stage != "online.dmd_off"
+    on_policy = stage in (ROLLOUT, STREAM_AUDIO, *DUELS) and stage != "online.dmd_off"
     return max(1, round((config.distill.rollout - config.distill.gradient) / 2)) if on_policy else 1
 
 

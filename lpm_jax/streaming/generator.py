@@ -213,9 +213,7 @@ def hear(
     """What the next chunk is told, and the state with its sound remembered."""
     sound = {"speak": jnp.concatenate([state.speak, speak], axis=1)}
     sound["listen"] = jnp.concatenate([state.listen, listen], axis=1)
-    features, chunk = conditions.audio_features(config.audio), config.stream.chunk
-    heard = {name: features(params.get("audio", {}), x).astype(state.cache.k.dtype) for name, x in sound.items()}
-    encoded = conditions.encode_audio(config, params, heard["speak"], heard["listen"], chunk, chunk)
+    encoded = conditions.encode_sound(config, params, **sound, frames=config.stream.chunk, dtype=state.cache.k.dtype)
     keep = state.speak.shape[1]
     state = state._replace(speak=sound["speak"][:, -keep:], listen=sound["listen"][:, -keep:])
     return state, dit.Conditions(state.text, state.text_mask, **encoded)

@@ -18,8 +18,9 @@ from jax.sharding import Mesh
 
 from lpm_jax import sharding
 from lpm_jax.config import Config
-from lpm_jax.models import conditions, vae
-from lpm_jax.models.audio import STRIDE
+from lpm_jax.models import conditions, vae, wav2vec
+from lpm_jax.models.audio import STRIDE, TOKEN
+from lpm_jax.streaming import generator
 from lpm_jax.training import distill, duel, ode, on_policy, online
 from lpm_jax.training.flow_matching import CAUSAL, frozen, make_loss
 from lpm_jax.training.step import Program, make_program
@@ -74,17 +75,27 @@ def train_program(config: Config, stage: str, mesh: Mesh) -> tuple[Callable, tup
         step = program.program(distill.make_duel(config, stage, both=True))
         frames = online.window_latents(config, stage)
         return step, (program.state, program.fixed, batch_shapes(config, mesh, frames), key)
-    program = abstract_program(config, mesh)
+    params = None
+    if stage == distill.STREAM_AUDIO:
+        params = online.refined_shapes(config)
+        if config.audio.wav2vec is not None:
+            params["audio"] = wav2vec.abstract(config.audio.wav2vec)
+    program = abstract_program(config, mesh, params)
     batch = batch_shapes(config, mesh, online.window_latents(config, stage) if stage in online.STAGES else 0)
     if stage == online.ODE:
         b, frames, *cells = batch["latents"].shape
         states = (b, len(config.stream.levels), frames, *cells)
         batch["states"] = jax.ShapeDtypeStruct(states, jnp.float16, sharding=sharding.batch_sharding(mesh))
         step = program.step(ode.make_loss(config))
-    elif stage == on_policy.STAGE:
+    elif stage in on_policy.STAGES:
         mouth = batch["weights"]  # the same cells
         batch["mouth"] = jax.ShapeDtypeStruct(mouth.shape, jnp.bool_, sharding=mouth.sharding)
-        step = program.step(on_policy.make_loss(config))
+        if stage == distill.STREAM_AUDIO:
+            b, frames = batch["latents"].shape[:2]
+            sound = (b, generator.history_samples(config) + STRIDE * TOKEN * frames)
+            sound = jax.ShapeDtypeStruct(sound, jnp.int16, sharding=mouth.sharding)
+            batch |= {"speak_sound": sound, "listen_sound": sound}
+        step = program.step(on_policy.make_loss(distill.student_config(stage, config)))
     else:
         step = program.step(make_loss(config, stage in CAUSAL, config.train.token_keep))
     return step, (program.state, batch, key)
@@ -96,7 +107,7 @@ def abstract_duel(config: Config, stage: str, mesh: Mesh) -> duel.Program:
     return online.Players(stage, config, shapes, shapes, coder).program(conditions.axes(config), config, mesh)
 
 
-def abstract_program(config: Config, mesh: Mesh) -> Program:
-    """The :class:`Program` of a diffusion model's parameters."""
-    params = conditions.abstract(config)
+def abstract_program(config: Config, mesh: Mesh, params: dict | None = None) -> Program:
+    """The :class:`Program` of a diffusion model's parameters, ``conditions.abstract`` where none are given."""
+    params = params or conditions.abstract(config)
     return make_program(config.train, mesh, conditions.axes(config), params, frozen(params))

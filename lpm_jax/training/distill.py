@@ -30,7 +30,7 @@ from lpm_jax.training.duel import Duel
 from lpm_jax.training.flow_matching import patch_weights
 from lpm_jax.training.lora import whole
 
-OFF, ON, REFINE = "online.dmd_off", "online.dmd_on", "online.refine"
+OFF, ON, REFINE, STREAM_AUDIO = "online.dmd_off", "online.dmd_on", "online.refine", "online.stream_audio"
 STAGES = (OFF, ON, REFINE)
 
 
@@ -49,8 +49,8 @@ def in_dtype(config: Config, params: dict) -> dict:
 
 
 def student_config(stage: str, config: Config) -> Config:
-    """Without a Refiner where the Backbone is trained."""
-    return config if stage == REFINE else rollout.backbone_only(config)
+    """Without a Refiner where the Backbone alone is trained."""
+    return config if stage in (REFINE, STREAM_AUDIO) else rollout.backbone_only(config)
 
 
 def make_on_policy(config: Config) -> Callable[[dict, dict, Array], Made]:

@@ -35,7 +35,7 @@ def main() -> None:
     if not 0 <= args.share <= 1:
         raise InputError(f"--share: expected 0 to 1, found {args.share:g}")
     config = override(load_config(args.config), rest)
-    if args.stage == distill.REFINE:
+    if args.stage in (distill.REFINE, distill.STREAM_AUDIO):
         like = online.refined_shapes(config)
     else:
         config, like = rollout.backbone_only(config), conditions.abstract(config)

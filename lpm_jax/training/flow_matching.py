@@ -150,10 +150,10 @@ def step_flops(config: Config, causal: bool) -> float:
 
 
 def frozen(params: dict) -> dict:
-    """Which parameters a diffusion stage leaves as they are: the measured ones of ``prior``, and what stage ``audio``
-    trained."""
+    """Which parameters a diffusion stage leaves as they are: the measured ones of ``prior``, an audio encoder, and what
+    stage ``audio`` trained."""
     return {
-        name: jax.tree_util.tree_map_with_path(lambda path, _, n=name: n == "prior" or _hears(path), p)
+        name: jax.tree_util.tree_map_with_path(lambda path, _, n=name: n in ("prior", "audio") or _hears(path), p)
         for name, p in params.items()
     }
 

@@ -54,6 +54,25 @@ class LatentSource:
         return f"LatentSource({self.directory.name}, {len(self)})"
 
 
+class WithSound:
+    """Clips of a :class:`LatentSource` with their samples, which the cache does not keep, from the ``records`` that it
+    was made of: ``speak_sound`` and ``listen_sound``, int16 at 24 kHz."""
+
+    def __init__(self, source: LatentSource, records):
+        self.source, self.records = source, records
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        record = self.records[int(self.source.rows[index])]
+        sound = {f"{name}_sound": np.asarray(record[name], np.int16) for name in ("speak", "listen")}
+        return self.source[index] | sound
+
+    def __repr__(self) -> str:
+        return f"WithSound({self.source!r})"
+
+
 def variance_around_reference(source: LatentSource, clips: int = 200) -> np.ndarray:
     """Mean square per channel of a clip's latents against its global reference, over up to ``clips`` clips."""
     rows = np.linspace(0, len(source) - 1, min(clips, len(source))).astype(int)

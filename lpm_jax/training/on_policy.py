@@ -13,6 +13,11 @@ without Classifier-Free Guidance", arXiv 2502.12154): what a chunk would have be
 beside it, and the clip that it is compared with is moved by so much of the difference where the mouth is. (Everywhere,
 it drew ghosts: a latent beyond that of a turned head is not one of a head turned further.) The network learns to do
 without from clips whose sound and prompt are dropped.
+
+``online.stream_audio``, the last stage, has the same objective on sound as a stream hears it: each chunk's tokens are
+made of samples through its own window, what the stream remembers and the chunk itself. Log-mel tokens are the same
+through one. An encoder that looks around, as wav2vec 2.0 does, makes others of it than of a whole clip. Where there is
+a Refiner, Backbone and Refiner learn side by side, as they stream.
 """
 
 from __future__ import annotations
@@ -25,30 +30,32 @@ from lpm_jax.config import Config
 from lpm_jax.flow import weighted_loss
 from lpm_jax.models import dit
 from lpm_jax.training import rollout
-from lpm_jax.training.distill import in_dtype
+from lpm_jax.training.distill import STREAM_AUDIO, in_dtype
 from lpm_jax.training.flow_matching import by_kind, patch_weights
 from lpm_jax.training.lips import difference
 from lpm_jax.training.voices import as_other_voices
 
-STAGE = "online.rollout"
+ROLLOUT = "online.rollout"
+STAGES = (ROLLOUT, STREAM_AUDIO)
 
 
 def make_loss(config: Config, reader: dict | None = None):
     """``loss(params, batch, key)`` of windows of whole rollouts, ``distill.rollout`` chunks; the last
-    ``distill.gradient`` of as many as were drawn count. ``reader`` is stage ``lips``' network."""
-    config = rollout.backbone_only(config)
-    train, distill, levels = config.train, config.distill, config.stream.levels
+    ``distill.gradient`` of as many as were drawn count. ``reader`` is stage ``lips``' network. A Refiner that
+    ``config`` has learns too."""
+    train, distill = config.train, config.distill
+    levels = config.stream.levels + ((config.stream.refine,) if config.stream.refine else ())
 
     def loss(params: dict, batch: dict, key: Array):
         k_warm, k_roll = jax.random.split(key)
         batch = as_other_voices(config, batch, jax.random.fold_in(key, 2))
         warm = jax.random.randint(k_warm, (), 0, distill.rollout - distill.gradient + 1)
-        player, other = rollout.Player(config, batch), None
+        player, other = rollout.Player(config, batch, every=True), None
         if distill.guidance:
             b = batch["text"].shape[0]
             keep = jax.random.bernoulli(jax.random.fold_in(key, 1), 1 - config.flow.audio_dropout, (b,))
-            player = rollout.Player(config, batch, keep=keep.astype(jnp.float32))
-            other = rollout.Player(config, batch, keep=jnp.zeros(b))
+            player = rollout.Player(config, batch, keep=keep.astype(jnp.float32), every=True)
+            other = rollout.Player(config, batch, keep=jnp.zeros(b), every=True)
         computed = in_dtype(config, params)
         made, without = rollout.estimates(player, computed, warm, distill.gradient, k_roll, other)
         window = rollout.cut(config, batch, warm, distill.gradient)

@@ -11,17 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from data_pipeline.loader import RegionWeights, Window, latent_batches
+from data_pipeline.performers.builder import open_split
 from lpm_jax.checkpoint import load_weights
 from lpm_jax.config import Config
 from lpm_jax.errors import InputError
 from lpm_jax.models import conditions, vae
+from lpm_jax.streaming import generator
 from lpm_jax.training import distill, duel, latents, lips, lora, ode, on_policy, trajectories
 from lpm_jax.training.flow_matching import frozen, starting_weights
 from lpm_jax.training.loop import Stage
 from lpm_jax.training.validation import Validator
 
 ODE = "online.ode"
-STAGES = (on_policy.STAGE, ODE, *distill.STAGES)
+STAGES = (on_policy.ROLLOUT, ODE, *distill.STAGES, on_policy.STREAM_AUDIO)
 
 
 def check(config: Config, stage: str, frames: int) -> None:
@@ -36,6 +38,10 @@ def check(config: Config, stage: str, frames: int) -> None:
         raise InputError(f"--{name}: expected windows of up to {frames} latent frames, the clips', found {wanted}")
     if stage == distill.REFINE and not config.stream.refine:
         raise InputError("--stream.refine: expected T2, the noise level that the Refiner starts from, found 0")
+    if stage == on_policy.STREAM_AUDIO and config.train.voices:
+        raise InputError(
+            f"--train.voices: expected 0, for samples are heard as they are, found {config.train.voices:g}"
+        )
     if config.train.latents % config.stream.chunk:
         raise InputError(
             f"--train.latents: expected whole chunks of {config.stream.chunk}, found {config.train.latents}"
@@ -54,12 +60,18 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
       InputError: weights are missing, or settings do not fit.
     """
     train = config.train
-    shapes = conditions.abstract(config)
+    streams = stage == on_policy.STREAM_AUDIO
+    shapes = refined_shapes(config) if streams else conditions.abstract(config)
     coder = load_weights(workdir / "vae" / "weights", "model", vae.abstract(config.vae))
     student = starting_weights(workdir, before, shapes)
     source = latents.LatentSource(latents.build(config, coder, "train", workdir), train.kinds)
     held_out = latents.LatentSource(latents.build(config, coder, "held_out", workdir))
     check(config, stage, len(source[0]["latents"]) - 1)
+    if streams:
+        source, held_out = (
+            latents.WithSound(clips, open_split(config.data, split))
+            for clips, split in ((source, "train"), (held_out, "held_out"))
+        )
 
     window = Window(
         latents=window_latents(config, stage),
@@ -67,7 +79,8 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         weights=RegionWeights(train.mouth, train.eyes, train.face),
         first_frame=0.7 if stage in (ODE, distill.OFF) else 1.0,  # a stream has its picture
         extra=train.extra_references,
-        mouth=stage == on_policy.STAGE and bool(train.lips or config.distill.guidance),
+        mouth=stage in on_policy.STAGES and bool(train.lips or config.distill.guidance),
+        sound=generator.history_samples(config) if streams else 0,
     )
     axes = conditions.axes(config)
 
@@ -75,7 +88,7 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         return latent_batches(source, window, batch=train.batch, rows=rows, seed=train.seed, threads=train.data_threads)
 
     data, fingerprint = clips, repr(source)
-    if stage != on_policy.STAGE:
+    if stage not in on_policy.STAGES:
         teacher = starting_weights(workdir, config.distill.teacher, shapes)
     if stage in (ODE, distill.OFF):
         folder = trajectories.build(config, teacher, axes, clips, fingerprint, workdir)
@@ -87,15 +100,16 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
                 samples, batch=train.batch, rows=rows, seed=train.seed, threads=train.data_threads
             )
 
-    validator = Validator(distill.student_config(stage, config), True, coder, held_out, window)
+    own = distill.student_config(stage, config)
+    validator = Validator(own, True, coder, held_out, window)
     common = {
         "name": stage, "data": data, "batch": train.batch, "fingerprint": fingerprint, "axes": axes,
         "tokens": math.prod(config.grid),
     }  # fmt: skip
-    if stage in (ODE, on_policy.STAGE):
+    if stage in (ODE, *on_policy.STAGES):
         loss = ode.make_loss(config)
-        if stage == on_policy.STAGE:
-            loss = on_policy.make_loss(config, lips.load(config, workdir))
+        if stage in on_policy.STAGES:
+            loss = on_policy.make_loss(own, lips.load(config, workdir))
         return Stage(**common, params=student, loss=loss, validate=validator, finish=lambda x: x, frozen=frozen)
     players = Players(stage, config, student, teacher, coder)
     return Stage(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from lpm_jax.config import Config
 from lpm_jax.models import conditions, dit
-from lpm_jax.models.audio import STRIDE
+from lpm_jax.models.audio import STRIDE, TOKEN
 from lpm_jax.streaming import generator, refiner
 from lpm_jax.streaming.generator import StreamState
 
@@ -29,6 +29,10 @@ def cut(config: Config, batch: dict, first: Int[Array, ""] | int, chunks: int) -
     window = dict(batch)
     for name in ("speak", "listen"):
         window[name] = jax.lax.dynamic_slice_in_dim(batch[name], STRIDE * start, history + STRIDE * frames, axis=1)
+        if f"{name}_sound" in batch:
+            count = generator.history_samples(config) + STRIDE * TOKEN * frames
+            sound = jax.lax.dynamic_slice_in_dim(batch[f"{name}_sound"], STRIDE * TOKEN * start, count, axis=1)
+            window[f"{name}_sound"] = sound
     for name in ("latents", "weights", "mouth"):
         if name in batch:
             window[name] = jax.lax.dynamic_slice_in_dim(batch[name], start, frames, axis=1)
@@ -40,7 +44,10 @@ def cut(config: Config, batch: dict, first: Int[Array, ""] | int, chunks: int) -
 class Player:
     """A batch to be performed: ``text`` ids, features ``speak`` and ``listen`` of whole windows, references as in
     :class:`lpm_jax.models.denoiser.Denoiser`. ``before`` are ids of another prompt, told until chunk ``change``.
-    ``keep`` is 0 for clips that are told neither prompt nor sound, 1 for others (guidance dropout)."""
+    ``keep`` is 0 for clips that are told neither prompt nor sound, 1 for others (guidance dropout). Where samples are
+    there, ``speak_sound`` and ``listen_sound`` (int16, those that a stream remembers before them), each chunk hears
+    them as a stream does, through its own window. With ``every``, a model that has a Refiner gives the Backbone's
+    estimates too."""
 
     def __init__(
         self,
@@ -49,9 +56,10 @@ class Player:
         before: Int[Array, "b words"] | None = None,
         change: Int[Array, ""] | int = 0,
         keep: Float[Array, " b"] | None = None,
+        every: bool = False,
     ):
         self.config, self.batch = config, jax.tree.map(jnp.asarray, batch)
-        self.before, self.change, self.keep = before, change, keep
+        self.before, self.change, self.keep, self.every = before, change, keep, every
 
     def told(self, params: dict, chunk: Int[Array, ""] | int) -> dit.Conditions:
         """What chunk number ``chunk`` is told."""
@@ -63,10 +71,15 @@ class Player:
             text, mask = (jnp.where(chunk < self.change, a, b) for a, b in ((old, text), (old_mask, mask)))
         if self.keep is not None:
             mask = conditions.kept_words(mask, self.keep)
-        window = cut(config, {k: batch[k] for k in ("speak", "listen", "reference_valid")}, chunk, 1)
-        heard = (window[name].astype(dtype) for name in ("speak", "listen"))
+        names = ("speak", "listen", "speak_sound", "listen_sound", "reference_valid")
+        window = cut(config, {k: batch[k] for k in names if k in batch}, chunk, 1)
         size = config.stream.chunk
-        encoded = conditions.encode_audio(config, params, *heard, size, size, self.keep)
+        if "speak_sound" in window:
+            sound = (window[f"{name}_sound"].astype(jnp.float32) / 32768 for name in ("speak", "listen"))
+            encoded = conditions.encode_sound(config, params, *sound, size, dtype, self.keep)
+        else:
+            heard = (window[name].astype(dtype) for name in ("speak", "listen"))
+            encoded = conditions.encode_audio(config, params, *heard, size, size, self.keep)
         return dit.Conditions(text.astype(dtype), mask, **encoded)
 
     def start(self, params: dict, key: Array) -> StreamState:
@@ -83,14 +96,14 @@ class Player:
     def step(
         self, params: dict, state: StreamState, chunk: Int[Array, ""] | int, remat: str = "none"
     ) -> tuple[StreamState, list[Float[Array, "b chunk tokens pc"]]]:
-        """The next chunk: the Backbone's estimates, or, where the model has a Refiner, its result alone."""
+        """The next chunk: the Backbone's estimates, or, where the model has a Refiner, its result (alone, or last)."""
         told = self.told(params, chunk)
         state, estimates = generator.generate(self.config, params, state, told, remat)
         if state.refiner is None:
             return state, estimates
         coarse = jax.lax.stop_gradient(estimates[-1])
         fine, latents = refiner.refine(self.config, params, state.refiner, told, coarse, remat)
-        return state._replace(refiner=fine), [latents]
+        return state._replace(refiner=fine), [*estimates, latents] if self.every else [latents]
 
 
 def play(config: Config, params: dict, batch: dict, chunks: int, key: Array) -> Float[Array, "b frames tokens pc"]:

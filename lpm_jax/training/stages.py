@@ -10,7 +10,7 @@ from lpm_jax.training.loop import Stage, run_stage
 
 ORDER = (
     "vae", "audio", "lips", "base.speak", "base.listen", "base.identity", "online.causal",
-    "online.rollout", "online.ode", "online.dmd_off", "online.dmd_on", "online.refine",
+    "online.rollout", "online.ode", "online.dmd_off", "online.dmd_on", "online.refine", "online.stream_audio",
 )  # fmt: skip
 PARTS = ("vae", "audio", "lips")  # of them, those that train no transformer
 

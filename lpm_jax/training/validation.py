@@ -39,7 +39,8 @@ class Validator:
         iterator = iter(batches)
         self.batch = next(iterator)
         _close(iterator)
-        other = {k: np.roll(self.batch[k], 1, axis=0) for k in ("speak", "listen")}
+        sounds = ("speak", "listen", "speak_sound", "listen_sound")
+        other = {k: np.roll(self.batch[k], 1, axis=0) for k in sounds if k in self.batch}
         self.wrong = self.batch | other
         self.run = jax.jit(self._run)
         self.decode = jax.jit(lambda z, params: vae.to_pixels(vae.decode(config.vae, params, z)[0]))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipeline.schema import SAMPLES_PER_FRAME
 from lpm_jax import pretrained, sharding
 from lpm_jax.base.sampler import Guided, integrate
 from lpm_jax.checkpoint import load_weights, save_weights
@@ -47,6 +48,10 @@ def workdir(tmp_path, monkeypatch):
     folder = fake.workdir(tmp_path / "run")
     cache = fake.cache(tmp_path / "clips")
     monkeypatch.setattr(latents, "build", lambda *_: cache)
+    samples = (4 * fake.LATENTS - 3) * SAMPLES_PER_FRAME
+    sounds = [(32767 * tiny.sound(samples, seed)).astype(np.int16) for seed in range(2 * fake.CLIPS)]
+    records = [{"speak": speak, "listen": listen} for speak, listen in zip(sounds[::2], sounds[1::2], strict=True)]
+    monkeypatch.setattr(online, "open_split", lambda *_: records)
     for name, seed in (("base.identity", 0), ("online.causal", 1)):
         save_weights(folder / name / "weights", "model", weights(CONFIG, seed))
     return folder
@@ -65,7 +70,8 @@ def test_the_whole_recipe(workdir, tmp_path):
             assert ("student/perceptual" in last) == (stage == distill.OFF)
         assert (workdir / stage / "validation" / "000002" / "sheet.png").is_file()
         made = load_weights(workdir / stage / "weights", "model")
-        assert ("refiner" in made) == (stage == distill.REFINE)
+        pair = stage in (distill.REFINE, distill.STREAM_AUDIO)
+        assert ("refiner" in made) == pair
         learned = made["refiner"] if stage == distill.REFINE else made["dit"]
         change = np.abs(learned["head"]["projection"]["kernel"] - start["dit"]["head"]["projection"]["kernel"]).max()
         assert change > 1e-4
@@ -147,6 +153,7 @@ def test_trajectories_go_from_noise_to_the_sample():
     [
         (distill.ON, {"distill": {"rollout": 7}}, "--distill.rollout: expected windows of up to 12 latent frames"),
         (distill.REFINE, {"stream": {"refine": 0.0}}, "--stream.refine: expected T2"),
+        (distill.STREAM_AUDIO, {"train": {"voices": 0.5}}, "--train.voices: expected 0, for samples are heard as they"),
         (online.ODE, {"train": {"latents": 7}}, "--train.latents: expected whole chunks of 2, found 7"),
     ],
 )
