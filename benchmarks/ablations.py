@@ -3,8 +3,11 @@
     uv run python -m benchmarks.ablations --model toy --out runs/ablations
 
 Nothing is trained anew: a student is asked to stream otherwise than it was taught to, so a way that does worse may
-still be the better one to train for. Sizes of the context count in chunks; with shorter chunks it keeps its latent
-frames. What is there already is kept (``lpm_jax.bench run``), so a stopped run goes on with the same command.
+still be the better one to train for. What is there already is kept (``lpm_jax.bench run``), so a stopped run goes on
+with the same command.
+
+Sink and window count in chunks. With chunks of one latent frame they are as long as before; with longer chunks they are
+longer too, since neither can be less than one chunk. A larger sink also shows the first frame for longer.
 """
 
 from __future__ import annotations
@@ -24,21 +27,35 @@ from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.options import changes
 from lpm_jax.pretrained import locate, read_config
 
-WAYS: dict[str, tuple[str, ...]] = {
-    "as it was taught": (),
-    "one evaluation": ("levels=1",),
-    "four evaluations": ("levels=1,0.75,0.5,0.25",),
-    "clean history": ("history=clean",),
-    "a history of each evaluation": ("history=each",),
-    "chunks of 1": ("chunk=1", "sink=3", "window=3"),
-    "chunks of 6": ("chunk=6",),
-    "no sink": ("sink=0",),
-    "sink of 3": ("sink=3",),
-}
 SHOWN = (
     "lip_r", "lip_amplitude", "bilabial_f1", "sync_c", "nod_f1", "listen_r", "identity_auc", "frechet_picture",
     "frechet_motion", "motion_amount", "sharpness", "flicker", "drift", "seam",
 )  # fmt: skip
+
+
+def ways(taught: StreamConfig) -> dict[str, tuple[str, ...]]:
+    """What ``--stream`` is given for each way that is not ``taught``'s own."""
+    n = taught.chunk
+    found = {
+        "as it was taught": (),
+        "one evaluation": ("levels=1",),
+        "two evaluations": ("levels=1,0.5",),
+        "four evaluations": ("levels=1,0.75,0.5,0.25",),
+        "last history": ("history=last",),
+        "clean history": ("history=clean",),
+        "history of each": ("history=each",),
+        "chunks of 1": ("chunk=1", f"sink={taught.sink * n}", f"window={taught.window * n}"),
+        "chunks of 3": ("chunk=3",),
+        "chunks of 6": ("chunk=6",),
+        "no sink": ("sink=0",),
+        "sink of 1": ("sink=1",),
+        "sink of 3": ("sink=3",),
+    }
+    return {name: words for name, words in found.items() if not words or streams(taught, words) != taught}
+
+
+def streams(taught: StreamConfig, words: Sequence[str]) -> StreamConfig:
+    return dataclasses.replace(taught, **changes(StreamConfig, list(words), "--stream"))
 
 
 def passes(stream: StreamConfig) -> float:
@@ -52,9 +69,16 @@ def share(first: Path, folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("cases", "truth"):
-        link = folder / name
-        if not link.is_symlink() and not link.exists():
-            link.symlink_to((first / name).resolve(), target_is_directory=True)
+        (first / name).mkdir(parents=True, exist_ok=True)
+        if not (folder / name).exists():
+            (folder / name).symlink_to((first / name).resolve(), target_is_directory=True)
+
+
+def result(folder: Path, name: str, taught: StreamConfig, words: Sequence[str]) -> dict[str, Any]:
+    """What a way's run has measured."""
+    metrics = json.loads((folder / "results.json").read_text())["metrics"]
+    figures = {key: metric["result"] for key, metric in metrics.items()}
+    return {"way": name, "stream": list(words), "passes": passes(streams(taught, words)), "figures": figures}
 
 
 def slug(name: str) -> str:
@@ -74,23 +98,25 @@ def main() -> int:
     parser = ArgumentParser(prog="benchmarks.ablations", description="LPM-Bench of other ways to stream.")
     parser.add_argument("--model", default="toy", help="bundled model or folder")
     parser.add_argument("--suite", default="small", help="of LPM-Bench")
-    parser.add_argument("--only", nargs="+", default=list(WAYS), metavar="WAY", help=f"some of: {'; '.join(WAYS)}")
+    parser.add_argument("--only", nargs="+", metavar="WAY", help='some ways, such as "one evaluation" "no sink"')
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs and ablations.json")
     args = parser.parse_args()
-    for name in args.only:
-        if name not in WAYS:
-            raise InputError(f"--only: expected some of {'; '.join(WAYS)}, found {name!r}")
     taught, found = read_config(locate(args.model)).stream, []
-    first = args.out / slug(args.only[0])
-    for name in args.only:
+    every = ways(taught)
+    for name in args.only or ():
+        if name not in every:
+            raise InputError(f"--only: expected some of {'; '.join(every)}, found {name!r}")
+    first = args.out / slug(next(iter(every)))
+    for name in every:
         folder = args.out / slug(name)
+        if args.only and name not in args.only:
+            if (folder / "results.json").exists():  # of an earlier command: still in the table
+                found.append(result(folder, name, taught, every[name]))
+            continue
         share(first, folder)
-        words = [word for change in WAYS[name] for word in ("--stream", change)]
+        words = [word for change in every[name] for word in ("--stream", change)]
         bench.main(["--model", args.model, "--suite", args.suite, "--out", str(folder), *words])
-        metrics = json.loads((folder / "results.json").read_text())["metrics"]
-        figures = {key: metric["result"] for key, metric in metrics.items()}
-        own = dataclasses.replace(taught, **changes(StreamConfig, list(WAYS[name]), "--stream"))
-        found.append({"way": name, "stream": WAYS[name], "passes": passes(own), "figures": figures})
+        found.append(result(folder, name, taught, every[name]))
     command = f"python -m benchmarks.ablations --model {Path(args.model).name} --suite {args.suite}"
     write_json(args.out / "ablations.json", {"command": command} | environment("av") | {"ways": found})
     print(table(found))

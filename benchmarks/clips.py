@@ -1,4 +1,4 @@
-"""Held-out clips for the benchmarks: rendered for them, or a data set's own."""
+"""Clips for the benchmarks: held-out ones rendered for them, or a data set's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int16, UInt8
 
 from data_pipeline.schema import PARAM_INDEX, SAMPLES_PER_FRAME
-from lpm_jax.errors import InputError
+from lpm_jax.errors import InputError, one_line
 from lpm_jax.progress import progress
 
 SEEDS = {"speak": 1 << 40, "listen": (1 << 40) + (1 << 32)}  # 64-bit: data sets draw 32-bit seeds, so none is theirs
@@ -68,14 +68,17 @@ def open_clips(folder: Path, split: str, kinds: Sequence[str], count: int) -> li
     """The first ``count`` clips of these kinds in a data set of ``python -m data_pipeline.performers``.
 
     Raises:
-      InputError: there is no such data set, or fewer clips.
+      InputError: there is no such data set or split, or fewer clips.
     """
     from data_pipeline.performers.builder import open_split
     from data_pipeline.performers.clip import frames_of, references_of
 
-    if not folder.is_dir():
-        raise InputError(f"--data {folder}: expected a folder made by 'python -m data_pipeline.performers', found none")
-    source, clips = open_split(folder, split), []
+    try:
+        source = open_split(folder, split)
+    except (OSError, ValueError) as error:
+        made = "expected a folder made by 'python -m data_pipeline.performers'"
+        raise InputError(f"--data {folder}: {made} with a split {split}, found: {one_line(error, 80)}") from None
+    clips: list[Clip] = []
     for i in range(len(source)):
         record = {name: x.decode() if isinstance(x, bytes) and name in TEXTS else x for name, x in source[i].items()}
         if record["kind"] in kinds:

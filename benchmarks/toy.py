@@ -9,6 +9,7 @@ Stream frame ``i`` is frame ``i + 1`` of its clip: a clip's first frame stands a
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -247,7 +248,9 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="a data set whose held-out clips take their place: to choose weights")
     parser.add_argument("--minutes", type=int, default=0, help="length of the long stream; 0 leaves it out")
     parser.add_argument("--seed", type=int, default=0, help="of the streams' noise")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for toy.json")
+    parser.add_argument(
+        "--out", type=Path, help="folder for toy.json (default: results beside this file, not with --data)"
+    )
     parser.add_argument("--sheet", type=Path, help="PNG of held-out frames: truth above result")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--weights", choices=("int8", "float8"), default="", help="of the transformer, in memory")
@@ -257,17 +260,22 @@ def main() -> int:
     options = {k: v for k, v in (("weights", args.weights), ("cache", args.cache), ("chunk", args.chunk)) if v}
     if args.clips < 2 or args.seconds < 2 or args.minutes < 0:
         parser.error("expected at least 2 clips of at least 2 seconds, and no negative minutes")
+    if args.data and not args.out:
+        parser.error("expected --out with --data: these figures are not the bundled ones")
+    out = args.out or Path(__file__).parent / "results"
 
+    def clips(kind: str) -> list[Clip]:
+        if args.data:
+            return open_clips(args.data, "held_out", (kind,), args.clips)
+        return build_clips(kind, args.clips, args.seconds)
+
+    speak, listen = clips("speak"), clips("listen")
     reader, pipeline, minutes = Reader.load(), None, []
     if args.model != "truth":
         from lpm_jax.pipeline import Pipeline
 
         pipeline = Pipeline.from_pretrained(args.model, args.dtype, options)
         pipeline.warm_up()
-    if args.data:
-        speak, listen = (open_clips(args.data, "held_out", (kind,), args.clips) for kind in ("speak", "listen"))
-    else:
-        speak, listen = (build_clips(kind, args.clips, args.seconds) for kind in ("speak", "listen"))
     perform = Streamer(pipeline, args.seed) if pipeline else play_truth
     rows, details, made = measure(perform, speak, listen, reader)
     if pipeline:
@@ -277,27 +285,30 @@ def main() -> int:
             order = [c for pair in zip(speak, listen, strict=True) for c in pair]
             more, minutes = long_stream(pipeline, order, args.minutes, reader, args.seed)
             rows += more
+    if args.data:  # targets are for the clips that nothing is chosen by
+        rows = [dataclasses.replace(row, target="") for row in rows]
     print(table(rows))
     verdicts = [r.passed for r in rows if r.passed is not None]
-    print(f"\n{sum(verdicts)} of {len(verdicts)} targets met")
+    if verdicts:
+        print(f"\n{sum(verdicts)} of {len(verdicts)} targets met")
 
     name = Path(args.model).name  # of a folder anywhere: the report names no machine's paths
-    command = f"python -m benchmarks.toy --model {name} --clips {args.clips} --seconds {args.seconds:g} "
+    command = f"python -m benchmarks.toy --model {name} --clips {args.clips} "
+    command += "--data DATA " if args.data else f"--seconds {args.seconds:g} "
     command += f"--minutes {args.minutes} --seed {args.seed} --dtype {args.dtype}"
     command += "".join(f" --{k} {v}" for k, v in options.items())
-    command += " --data DATA" if args.data else ""
     half = {"dtype": args.dtype} if args.dtype != "float32" else {}
     name += "".join(f"_{k}_{v}" for k, v in (half | options).items()) + ("_data" if args.data else "")
     result = {"command": command} | environment("opencv-python-headless") | {"figures": [r.to_json() for r in rows]}
     result |= {"clips": details, "minutes": minutes}
-    write_json(args.out / f"{name}.json", result)
+    write_json(out / f"{name}.json", result)
     if args.sheet:
         shown = []
         for kind, clips in (("speak", speak), ("listen", listen)):
             places = choose(clips)
             shown += picture([clips[i] for i in places], [made[kind][i] for i in places])
         save_sheet(args.sheet, shown)
-    written = [str(args.out / f"{name}.json"), *([str(args.sheet)] if args.sheet else [])]
+    written = [str(out / f"{name}.json"), *([str(args.sheet)] if args.sheet else [])]
     print(f"written: {', '.join(written)}", file=sys.stderr)
     return 0
 

@@ -3,9 +3,9 @@
     uv run python -m benchmarks.voices --data runs/performers --model toy
 
 A clip's lips against what its sound asks for, mean and standard error of ``--clips`` correlations: training characters
-and held-out ones, each with speech of the training split and of the held-out one, never their own. Where a model loses
-by the row it has learnt faces by heart, where it loses by the column, voices. The data set is the one it was trained
-on, so weights and settings may be chosen by this, unlike by ``benchmarks/toy.py`` and LPM-Bench.
+and held-out ones, each with speech of the training split and of the held-out one, never their own. A model that loses
+with held-out characters has learnt faces by heart, one that loses with held-out sound, voices. The data set is the one
+it was trained on, so weights and settings may be chosen by this, unlike by ``benchmarks/toy.py`` and LPM-Bench.
 """
 
 from __future__ import annotations

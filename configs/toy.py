@@ -60,7 +60,7 @@ def get_config() -> Config:
             "online.dmd_off": {**duel, "token_keep": 1.0},
             "online.dmd_on": duel,
             "online.refine": {**duel, "init": "online.dmd_on"},
-            "online.stream_audio": {**streamed, "steps": 100, "voices": 0.0},
+            "online.stream_audio": {**streamed, "steps": 100, "voices": 0.0, "init": "online.rollout"},
         },
         recipe=(
             "vae",

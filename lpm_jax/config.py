@@ -282,7 +282,8 @@ class TrainConfig:
     crop: int = 64  # vae: side of the training crops, pixels
     crops_per_clip: int = 4
     sounds: int = 6000  # audio: clips of sound that are made for it
-    voices: float = 0.0  # share of clips heard as other voices (training/voices.py): audio, and where lips counts
+    # Share of clips heard as other voices (training/voices.py): audio, base stages, online.causal, online.rollout.
+    voices: float = 0.0
     # Weight of the lips' own loss (training/lips.py): base stages, online.causal, .rollout and .stream_audio.
     lips: float = 0.0
     # Start from this stage's weights instead of the one before's; STAGE@STEP or STAGE@latest: from the average in its

@@ -246,8 +246,10 @@ def test_a_data_sets_own_clips_are_held_out_ones(tmp_path):
     np.testing.assert_array_equal(clip.reference, references_of(record)["global"])
     with pytest.raises(InputError, match=f"expected 9 clips of {kinds[1]} in held_out, found {kinds.count(kinds[1])}"):
         clips_of.open_clips(tmp_path, "held_out", kinds[1:2], 9)
-    with pytest.raises(InputError, match="nowhere: expected a folder made by"):
-        clips_of.open_clips(tmp_path / "nowhere", "held_out", kinds, 1)
+    (tmp_path / "empty").mkdir()
+    for folder, split in (("nowhere", "held_out"), ("empty", "held_out"), (".", "spare")):
+        with pytest.raises(InputError, match="expected a folder made by .* with a split"):
+            clips_of.open_clips(tmp_path / folder, split, kinds, 1)
 
 
 def test_voices_and_faces_that_were_learnt_by_heart_are_told_apart(clips, reader):

@@ -19,6 +19,7 @@ from lpm_jax.config import (
 )
 from lpm_jax.errors import InputError
 from lpm_jax.options import from_dict, load_config, override
+from lpm_jax.training import distill, on_policy, online
 
 BASE = Config(name="test", stages={"vae": {"steps": 7}, "base.speak": {"kinds": ("speak",), "batch": 2}})
 
@@ -133,10 +134,26 @@ def test_the_bundled_recipe():
     for stage in config.stages:
         train = config.for_stage(stage).train
         assert train.steps > 0 and train.latents % config.stream.chunk == 0
+        assert not train.init or train.init in config.stages
+    assert all(
+        config.for_stage(stage).train.init not in distill.STAGES for stage in on_policy.STAGES
+    )  # toy's last ones
     assert config.dit.channels == config.vae.channels
     assert config.dit.audio_width == config.audio.width and config.dit.text_width == config.text.width
     assert config.dit.width % config.dit.heads == 0 and config.dit.depth % 2 == 0
     assert config.size % (8 * config.dit.patch) == 0
+
+
+@pytest.mark.parametrize("name", ["toy", "lpm_17b"])
+def test_settings_of_online_stages_fit_each_other(name):
+    """What ``train.py`` checks before it starts, but for the Refiner's level and the encoder, which are given later."""
+    config = load_config(f"configs/{name}.py")
+    config = dataclasses.replace(config, stream=dataclasses.replace(config.stream, refine=0.25))
+    config = dataclasses.replace(config, audio=dataclasses.replace(config.audio, wav2vec=None))
+    found = [stage for stage in online.STAGES if stage in config.stages]
+    assert len(found) >= 5
+    for stage in found:
+        online.check(config.for_stage(stage), stage, frames=10**6)
 
 
 @pytest.mark.parametrize("change", [{"chunk": 0}, {"window": 0}, {"sink": -1}, {"references": -1}])

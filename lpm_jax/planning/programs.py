@@ -89,11 +89,10 @@ def model_flops(config: Config, stage: str) -> int:
         return duel_flops(config, stage)
     if stage in (ROLLOUT, STREAM_AUDIO):  # each chunk is evaluated as in a stream, those that count with gradients
         distill, stream, chunk = config.distill, config.stream, config.train.batch * pass_flops(config, CHUNK)
-        chunks = (distill.rollout - distill.gradient) / 2 + 3 * distill.gradient
-        evaluations = len(stream.levels) + (stream.history == "clean")
-        if stage == STREAM_AUDIO and stream.refine:
-            evaluations += 1 + (stream.refiner_history == "clean")
-        return round(chunk * chunks * evaluations)
+        refines = stage == STREAM_AUDIO and stream.refine > 0
+        learning = len(stream.levels) + refines
+        passes = learning + (stream.history == "clean") + (refines and stream.refiner_history == "clean")
+        return round(chunk * (passes * (distill.rollout + distill.gradient) / 2 + 2 * learning * distill.gradient))
     passes = len(config.stream.levels) if stage == CHUNK else 6 if causal(stage) else 3
     return passes * pass_flops(config, stage)
 

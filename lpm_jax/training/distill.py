@@ -61,7 +61,10 @@ def make_on_policy(config: Config) -> Callable[[dict, dict, Array], Made]:
         k_warm, k_exit, k_switch, k_roll = jax.random.split(key, 4)
         b = batch["text"].shape[0]
         warm = jax.random.randint(k_warm, (), 0, distill.rollout - distill.gradient + 1)
-        exits = jax.random.randint(k_exit, (b,), 0, 1 if config.stream.refine else len(config.stream.levels))
+        count = len(config.stream.levels)
+        exits = jax.random.randint(k_exit, (b,), 0, count)
+        if config.stream.refine:  # the Refiner's result, which comes after the Backbone's estimates
+            exits = jnp.full((b,), count)
         before = None
         if distill.switch:
             change = jax.random.bernoulli(k_switch, distill.switch, (b,))

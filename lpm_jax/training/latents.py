@@ -24,8 +24,9 @@ from data_pipeline.loader import RegionWeights, group_max, weight_map
 from data_pipeline.performers.builder import open_split
 from data_pipeline.schema import PARAM_INDEX, SAMPLES_PER_FRAME
 from data_pipeline.video import decode_mp4
-from lpm_jax.config import Config
+from lpm_jax.config import Config, VAEConfig
 from lpm_jax.distributed import barrier, primary
+from lpm_jax.errors import InputError
 from lpm_jax.models.audio import FFT, log_mel
 from lpm_jax.models.text import tokenize
 from lpm_jax.models.vae import toy
@@ -145,6 +146,10 @@ def build(config: Config, weights: dict, split: str, workdir: Path) -> Path:
 
 
 def _encode(config: Config, weights: dict, split: str, source, directory: Path) -> None:
+    if config.audio.wav2vec is not None or not isinstance(config.vae, VAEConfig):
+        raise InputError(
+            f"{directory}: expected a cache of clips, found none; of Wan's autoencoder or wav2vec 2.0 none is made here"
+        )
     # The networks in half precision: they only correct the linear code, and this pass takes minutes.
     encoder = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), weights["encoder"])
     encode = jax.jit(lambda weights, video: toy.encode(config.vae, weights, toy.to_unit(video))[0])

@@ -17,7 +17,8 @@ without from clips whose sound and prompt are dropped.
 ``online.stream_audio``, the last stage, has the same objective on sound as a stream hears it: each chunk's tokens are
 made of samples through its own window, what the stream remembers and the chunk itself. Log-mel tokens are the same
 through one. An encoder that looks around, as wav2vec 2.0 does, makes others of it than of a whole clip. Where there is
-a Refiner, Backbone and Refiner learn side by side, as they stream.
+a Refiner, Backbone and Refiner learn side by side, as they stream; without one in the weights before, it starts as the
+Backbone.
 """
 
 from __future__ import annotations
@@ -44,18 +45,20 @@ def make_loss(config: Config, reader: dict | None = None):
     ``distill.gradient`` of as many as were drawn count. ``reader`` is stage ``lips``' network. A Refiner that
     ``config`` has learns too."""
     train, distill = config.train, config.distill
-    levels = config.stream.levels + ((config.stream.refine,) if config.stream.refine else ())
+    levels = {f"x0_at_{level:g}": level for level in config.stream.levels}  # noise levels by what is logged of them
+    if config.stream.refine:
+        levels["x0_refined"] = config.stream.refine
 
     def loss(params: dict, batch: dict, key: Array):
         k_warm, k_roll = jax.random.split(key)
         batch = as_other_voices(config, batch, jax.random.fold_in(key, 2))
         warm = jax.random.randint(k_warm, (), 0, distill.rollout - distill.gradient + 1)
-        player, other = rollout.Player(config, batch, every=True), None
+        player, other = rollout.Player(config, batch), None
         if distill.guidance:
             b = batch["text"].shape[0]
             keep = jax.random.bernoulli(jax.random.fold_in(key, 1), 1 - config.flow.audio_dropout, (b,))
-            player = rollout.Player(config, batch, keep=keep.astype(jnp.float32), every=True)
-            other = rollout.Player(config, batch, keep=jnp.zeros(b), every=True)
+            player = rollout.Player(config, batch, keep=keep.astype(jnp.float32))
+            other = rollout.Player(config, batch, keep=jnp.zeros(b))
         computed = in_dtype(config, params)
         made, without = rollout.estimates(player, computed, warm, distill.gradient, k_roll, other)
         window = rollout.cut(config, batch, warm, distill.gradient)
@@ -63,15 +66,15 @@ def make_loss(config: Config, reader: dict | None = None):
         inside = patch_weights(config, window["mouth"].astype(jnp.float32))[..., None] if distill.guidance else 0.0
         weight, channels = patch_weights(config, window["weights"]), params["prior"]["weight"]
         every, total, metrics, last = jnp.ones(truth.shape[:2]), 0.0, {}, None
-        for i, (level, clean) in enumerate(zip(levels, made, strict=True)):
+        for i, (name, clean) in enumerate(zip(levels, made, strict=True)):
             wanted, seen = truth, window
             if without is not None:
                 wanted = truth + distill.guidance * inside * jax.lax.stop_gradient(clean - without[i])
                 seen = window | {"latents": dit.unpatchify(config.dit, wanted, *config.cells)}
-            at = jnp.full(truth.shape[:2], level)
+            at = jnp.full(truth.shape[:2], levels[name])
             value, last = weighted_loss(clean, wanted, at, weight, channels, config.flow)
             total += value / len(levels)
-            metrics |= {f"x0_at_{level:g}": jnp.mean(last)}
+            metrics |= {name: jnp.mean(last)}
             if reader:
                 metrics["lips"] = difference(config, reader, clean, seen, None, every)
                 total += train.lips * metrics["lips"] / len(levels)

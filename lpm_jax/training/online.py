@@ -38,11 +38,13 @@ def check(config: Config, stage: str, frames: int) -> None:
         raise InputError(f"--{name}: expected windows of up to {frames} latent frames, the clips', found {wanted}")
     if stage == distill.REFINE and not config.stream.refine:
         raise InputError("--stream.refine: expected T2, the noise level that the Refiner starts from, found 0")
+    if stage == on_policy.STREAM_AUDIO and config.audio.wav2vec is not None:
+        raise InputError("audio.wav2vec: expected log-mel, for train.py loads no encoder yet, found wav2vec 2.0")
     if stage == on_policy.STREAM_AUDIO and config.train.voices:
         raise InputError(
             f"--train.voices: expected 0, for samples are heard as they are, found {config.train.voices:g}"
         )
-    if config.train.latents % config.stream.chunk:
+    if stage in (ODE, distill.OFF) and config.train.latents % config.stream.chunk:
         raise InputError(
             f"--train.latents: expected whole chunks of {config.stream.chunk}, found {config.train.latents}"
         )
@@ -60,14 +62,14 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
       InputError: weights are missing, or settings do not fit.
     """
     train = config.train
-    streams = stage == on_policy.STREAM_AUDIO
-    shapes = refined_shapes(config) if streams else conditions.abstract(config)
+    hears = stage == on_policy.STREAM_AUDIO
+    shapes = conditions.abstract(config)
     coder = load_weights(workdir / "vae" / "weights", "model", vae.abstract(config.vae))
-    student = starting_weights(workdir, before, shapes)
+    student = starting_pair(config, workdir, before) if hears else starting_weights(workdir, before, shapes)
     source = latents.LatentSource(latents.build(config, coder, "train", workdir), train.kinds)
     held_out = latents.LatentSource(latents.build(config, coder, "held_out", workdir))
     check(config, stage, len(source[0]["latents"]) - 1)
-    if streams:
+    if hears:
         source, held_out = (
             latents.WithSound(clips, open_split(config.data, split))
             for clips, split in ((source, "train"), (held_out, "held_out"))
@@ -80,7 +82,7 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         first_frame=0.7 if stage in (ODE, distill.OFF) else 1.0,  # a stream has its picture
         extra=train.extra_references,
         mouth=stage in on_policy.STAGES and bool(train.lips or config.distill.guidance),
-        sound=generator.history_samples(config) if streams else 0,
+        sound=generator.history_samples(config) if hears else 0,
     )
     axes = conditions.axes(config)
 
@@ -122,6 +124,17 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         finish=players.whole,
         program=functools.partial(players.program, axes),
     )
+
+
+def starting_pair(config: Config, workdir: Path, stage: str) -> dict:
+    """The weights that ``stage`` ended with; where the model has a Refiner and they have none, with one that is the
+    Backbone's copy."""
+    folder = workdir / stage / "weights"
+    refined = folder.is_dir() and "refiner" in load_weights(folder, "model")
+    student = starting_weights(workdir, stage, refined_shapes(config) if refined else conditions.abstract(config))
+    if config.stream.refine and not refined:
+        student["refiner"] = jax.tree.map(jnp.array, student["dit"])
+    return student
 
 
 class Players:

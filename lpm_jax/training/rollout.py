@@ -46,8 +46,7 @@ class Player:
     :class:`lpm_jax.models.denoiser.Denoiser`. ``before`` are ids of another prompt, told until chunk ``change``.
     ``keep`` is 0 for clips that are told neither prompt nor sound, 1 for others (guidance dropout). Where samples are
     there, ``speak_sound`` and ``listen_sound`` (int16, those that a stream remembers before them), each chunk hears
-    them as a stream does, through its own window. With ``every``, a model that has a Refiner gives the Backbone's
-    estimates too."""
+    them as a stream does, through its own window."""
 
     def __init__(
         self,
@@ -56,10 +55,9 @@ class Player:
         before: Int[Array, "b words"] | None = None,
         change: Int[Array, ""] | int = 0,
         keep: Float[Array, " b"] | None = None,
-        every: bool = False,
     ):
         self.config, self.batch = config, jax.tree.map(jnp.asarray, batch)
-        self.before, self.change, self.keep, self.every = before, change, keep, every
+        self.before, self.change, self.keep = before, change, keep
 
     def told(self, params: dict, chunk: Int[Array, ""] | int) -> dit.Conditions:
         """What chunk number ``chunk`` is told."""
@@ -96,14 +94,16 @@ class Player:
     def step(
         self, params: dict, state: StreamState, chunk: Int[Array, ""] | int, remat: str = "none"
     ) -> tuple[StreamState, list[Float[Array, "b chunk tokens pc"]]]:
-        """The next chunk: the Backbone's estimates, or, where the model has a Refiner, its result (alone, or last)."""
+        """The next chunk: the Backbone's estimates and, where the model has a Refiner, its result. Gradients of that
+        reach the Refiner alone: sound and text come to it encoded, as the Backbone's do."""
         told = self.told(params, chunk)
         state, estimates = generator.generate(self.config, params, state, told, remat)
         if state.refiner is None:
             return state, estimates
         coarse = jax.lax.stop_gradient(estimates[-1])
+        told = jax.lax.stop_gradient(told)
         fine, latents = refiner.refine(self.config, params, state.refiner, told, coarse, remat)
-        return state._replace(refiner=fine), [*estimates, latents] if self.every else [latents]
+        return state._replace(refiner=fine), [*estimates, latents]
 
 
 def play(config: Config, params: dict, batch: dict, chunks: int, key: Array) -> Float[Array, "b frames tokens pc"]:

@@ -107,6 +107,27 @@ def test_columns():
     assert [PARAM_INDEX["aperture"], PARAM_INDEX["pitch"]] == [hearing.indices(n)[0] for n in ("speak", "listen")]
 
 
+def test_the_networks_that_hear_are_trained_on_other_voices_too(monkeypatch):
+    """Of a batch that is heard as other voices the networks are shown these, of one that is not its own."""
+    rng = np.random.default_rng(0)
+    batch = {name: rng.uniform(0, 1, (2, 4, tiny.FEATURES)).astype(np.float32) for name in hearing.CAUSED}
+    scales = {name: (np.zeros(len(c)), np.ones(len(c))) for name, c in hearing.CAUSED.items()}
+    shown = []
+
+    def hear(audio, params, mel, columns):
+        shown.append(np.asarray(mel, np.float32))
+        return jnp.zeros((*mel.shape[:2], len(hearing.BEFORE), columns))
+
+    monkeypatch.setattr(hearing, "hear", hear)
+    for share in (0.0, 1.0):
+        config = dataclasses.replace(CONFIG, train=dataclasses.replace(TRAIN, dtype="float32", voices=share))
+        loss = hearing.make_loss(config, scales)
+        loss({n: {} for n in hearing.CAUSED}, batch | {"params": np.zeros((2, 4, 29), np.float32)}, jax.random.key(0))
+    for i, name in enumerate(hearing.CAUSED):
+        np.testing.assert_array_equal(shown[i], batch[name])
+        assert all(tiny.differs(a, b, 0.05) for a, b in zip(shown[2 + i], batch[name], strict=True))
+
+
 def test_a_share_of_clips_is_heard_as_other_voices():
     """Either track by itself; what is not sound, and clips that were not drawn, stay as they are."""
     rng = np.random.default_rng(0)

@@ -223,5 +223,8 @@ def test_operations_follow_the_rollout():
     count, grown = (programs.model_flops(x, programs.ROLLOUT) for x in (config, more))
     assert grown - count == pytest.approx(chunk * 2 * 1, rel=1e-6)
     assert count == pytest.approx(chunk * 2 * (0.5 + 3 * 2), rel=1e-6)
+    # With a Refiner a third one, and its clean history's pass, which no gradient reaches.
+    paired = programs.model_flops(config, programs.STREAM_AUDIO)
+    assert paired - count == pytest.approx(chunk * ((0.5 + 3 * 2) + (0.5 + 2)), rel=1e-6)
     # A loop of unknown length counts as long as such a rollout's part without gradients is on average.
     assert [programs.turns(more, stage) for stage in (distill.ON, programs.ROLLOUT, distill.OFF)] == [2, 2, 1]
