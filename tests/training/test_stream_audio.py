@@ -116,7 +116,7 @@ def test_the_loss_is_that_of_a_rollout_that_hears_the_samples():
 
 
 def test_a_pair_starts_from_a_pair_or_from_the_backbone_twice(tmp_path):
-    weights = {name: x for name, x in tiny.params(CONFIG).items() if name != "vae"}
+    weights = {name: x for name, x in tiny.params(CONFIG).items() if name not in ("vae", "refiner")}
     save_weights(tmp_path / "online.rollout" / "weights", "model", weights)
     save_weights(tmp_path / "online.refine" / "weights", "model", weights | {"refiner": tiny.params(CONFIG, 1)["dit"]})
     for stage, seed in (("online.rollout", 0), ("online.refine", 1)):
