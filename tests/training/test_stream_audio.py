@@ -41,7 +41,9 @@ def tokens(told) -> list[np.ndarray]:
     return [np.asarray(getattr(told, name).tokens, np.float32) for name in ("speak", "listen")]
 
 
-@pytest.mark.parametrize("config", [CONFIG, tiny.LARGE], ids=["log-mel", "wav2vec"])
+@pytest.mark.parametrize(
+    "config", [CONFIG, pytest.param(tiny.LARGE, marks=pytest.mark.slow)], ids=["log-mel", "wav2vec"]
+)
 def test_a_rollout_hears_what_a_stream_hears(config):
     """Chunk after chunk, the same tokens as a stream's that is given the same samples."""
     params, batch = tiny.params(config), with_sound(config)
@@ -59,6 +61,7 @@ def test_a_rollout_hears_what_a_stream_hears(config):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_encoder_that_looks_around_hears_something_else_in_a_whole_clip():
     """Why there is such a stage: of wav2vec the same tokens are others through a window, of log-mel they are not."""
     for config, same in ((CONFIG, True), (tiny.LARGE, False)):
