@@ -20,7 +20,7 @@ TEXTS = ("kind", "prompt", "character", "events", "voice")  # fields that TFDS r
 
 
 class Clip(NamedTuple):
-    """A held-out record with what the benchmark asks of it at hand."""
+    """A record with what a benchmark asks of it at hand."""
 
     record: dict
     character: dict
@@ -38,7 +38,7 @@ class Clip(NamedTuple):
 
 def build_clips(kind: str, count: int, seconds: float = 4.0) -> list[Clip]:
     """Held-out clips of ``kind`` ("speak" or "listen"), no voice twice; a listener has time to finish a nod."""
-    from data_pipeline.performers.clip import frames_of, make_clip, references_of
+    from data_pipeline.performers.clip import make_clip
 
     clips: list[Clip] = []
     voices: set[tuple] = set()
@@ -53,9 +53,15 @@ def build_clips(kind: str, count: int, seconds: float = 4.0) -> list[Clip]:
             if voice not in voices and (kind == "speak" or any(at + NOD < seconds for at in nods)):
                 break
         voices.add(voice)
-        character = json.loads(record["character"])
-        clips.append(Clip(record, character, references_of(record)["global"], frames_of(record)[1:]))
+        clips.append(clip_of(record))
     return clips
+
+
+def clip_of(record: dict) -> Clip:
+    """The clip of a record of ``make_clip``."""
+    from data_pipeline.performers.clip import frames_of, references_of
+
+    return Clip(record, json.loads(record["character"]), references_of(record)["global"], frames_of(record)[1:])
 
 
 def tracks(clip: Clip, heard: Clip) -> tuple[Int16[np.ndarray, " samples"], Int16[np.ndarray, " samples"]]:
@@ -71,7 +77,6 @@ def open_clips(folder: Path, split: str, kinds: Sequence[str], count: int) -> li
       InputError: there is no such data set or split, or fewer clips.
     """
     from data_pipeline.performers.builder import open_split
-    from data_pipeline.performers.clip import frames_of, references_of
 
     try:
         source = open_split(folder, split)
@@ -82,8 +87,7 @@ def open_clips(folder: Path, split: str, kinds: Sequence[str], count: int) -> li
     for i in range(len(source)):
         record = {name: x.decode() if isinstance(x, bytes) and name in TEXTS else x for name, x in source[i].items()}
         if record["kind"] in kinds:
-            character = json.loads(record["character"])
-            clips.append(Clip(record, character, references_of(record)["global"], frames_of(record)[1:]))
+            clips.append(clip_of(record))
         if len(clips) == count:
             return clips
     raise InputError(f"--data {folder}: expected {count} clips of {', '.join(kinds)} in {split}, found {len(clips)}")
