@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.media import FPS, SAMPLE_RATE, Mp4Writer, check_output, check_prompt, load_audio
 from lpm_jax.options import from_dict
 from lpm_jax.pictures import load_image, read_references
-from lpm_jax.serving.library import ASSETS, Library
+from lpm_jax.serving.library import ASSETS, YOURS, Library
 from lpm_jax.serving.progress import Progress
 
 LISTEN_LEVEL = 0.4  # of the partner's voice under --mix-listen
@@ -97,7 +98,7 @@ def tracks(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
             raise InputError("--silent-seconds: expected without --speak and --listen, found beside them")
         if not 0.05 <= args.silent_seconds <= 24 * 3600:
             raise InputError(f"--silent-seconds: expected 0.05 to 86,400, found {args.silent_seconds:g}")
-        return np.zeros(round(args.silent_seconds * SAMPLE_RATE), np.float32), None
+        return np.broadcast_to(np.float32(0), round(args.silent_seconds * SAMPLE_RATE)), None  # a day takes no memory
     listen = load_audio(args.listen) if args.listen is not None else None
     if args.speak is not None or listen is None:
         speak = load_audio(Library().first_sample() if args.speak is None else args.speak)
@@ -118,6 +119,7 @@ def load_pipeline(args: argparse.Namespace) -> Any:
 
 
 def to_file(args: argparse.Namespace, references: dict[str, np.ndarray], size: tuple[int, int]) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ^C: what is half-written goes
     out = check_output(args.out)
     image = load_image(Library().first_character() if args.image is None else args.image, size)
     speak, listen = tracks(args)
@@ -133,9 +135,11 @@ def to_file(args: argparse.Namespace, references: dict[str, np.ndarray], size: t
     first = None
     with Mp4Writer(out, pipe.size, pipe.fps, pipe.sample_rate, audio=sound, title=args.prompt) as writer:
         began = time.perf_counter()
+        said = (speak, listen) if args.silent_seconds is None else (None, None)
         chunks = pipe.stream(
-            image, speak, listen, args.prompt, args.seed, references, num_inference_steps=args.steps, chunk_size=None
-        )
+            image, *said, args.prompt, args.seed, references, seconds=args.silent_seconds,
+            num_inference_steps=args.steps,
+        )  # fmt: skip
         with Progress(writer.seconds) as progress:
             for chunk in chunks:
                 first = first or time.perf_counter() - began
@@ -163,12 +167,12 @@ def live(args: argparse.Namespace, references: dict[str, np.ndarray], size: tupl
     library = Library()
     defaults: dict[str, Any] = {"prompt": args.prompt, "seed": args.seed}
     if args.image is not None:
-        library.images["yours"] = load_image(args.image, size)
-        defaults["character"] = "yours"
+        library.images[YOURS] = load_image(args.image, size)
+        defaults["character"] = YOURS
     else:
         library.first_character()
     if args.speak is not None:
-        library.speech["yours"] = load_audio(args.speak)
+        library.speech[YOURS] = load_audio(args.speak)
 
     from lpm_jax.serving.live import serve  # the web server, and JAX in its own thread
 

@@ -253,8 +253,7 @@ class Mp4Writer:
         self.size = (size, size) if isinstance(size, int) else size
         self.total = math.ceil(len(audio) * fps / sample_rate - 1e-6)
         self.written = 0  # frames
-        self._audio = np.zeros(max(len(audio), self.total * sample_rate // fps), np.float32)
-        self._audio[: len(audio)] = audio
+        self._audio, self._samples = audio, max(len(audio), self.total * sample_rate // fps)  # silence after the sound
         self._sent = 0  # samples
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         self._title = title
@@ -285,9 +284,11 @@ class Mp4Writer:
             frame.pts = self.written
             self._box.mux(self._video.encode(frame))
             self.written += 1
-        end = len(self._audio) if self.written == self.total else self.written * self.sample_rate // self.fps
+        end = self._samples if self.written == self.total else self.written * self.sample_rate // self.fps
         while self._sent < end:
-            block = self._audio[self._sent : min(self._sent + 1024, end)]
+            block = np.zeros(min(1024, end - self._sent), np.float32)
+            sound = self._audio[self._sent : self._sent + len(block)]
+            block[: len(sound)] = sound
             frame = av.AudioFrame.from_ndarray(block[None], format="fltp", layout="mono")
             frame.sample_rate, frame.pts = self.sample_rate, self._sent
             self._box.mux(self._sound.encode(frame))

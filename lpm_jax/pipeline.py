@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 
 from data_pipeline.schema import FPS, SAMPLE_RATE
 from lpm_jax import pretrained
-from lpm_jax.config import Config
+from lpm_jax.config import Config, StreamConfig
 from lpm_jax.errors import InputError
 from lpm_jax.media import check_prompt, load_audio
 from lpm_jax.models import conditions, text
@@ -73,6 +73,10 @@ class Pipeline:
         Raises:
           InputError: there is no such model, its files do not fit its config, or ``stream`` does not.
         """
+        known = [field.name for field in dataclasses.fields(StreamConfig)]
+        for name in stream or {}:
+            if name not in known:
+                raise InputError(f"stream: expected settings among {', '.join(known)}, found {name!r}")
         config, params = pretrained.load(name_or_dir, dtype or native_dtype())
         config = dataclasses.replace(config, stream=dataclasses.replace(config.stream, **stream or {}))
         return cls(config, params, text.reader(config.text, pretrained.locate(name_or_dir)))

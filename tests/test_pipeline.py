@@ -227,6 +227,8 @@ def test_missing_and_broken_models(pipe, tmp_path):
         InputError, match=r"^--model nobody: expected a bundled model \(.*\) or a folder with config.json$"
     ):
         Pipeline.from_pretrained("nobody")
+    with pytest.raises(InputError, match="stream: expected settings among chunk, .* found 'chunks'"):
+        Pipeline.from_pretrained("toy", stream={"chunks": 6})
     with pytest.raises(InputError, match="expected a bundled model"):
         Pipeline.from_pretrained(tmp_path)
     pipe.save(tmp_path / "model")

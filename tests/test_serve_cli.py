@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from PIL import Image
 import serve
 from lpm_jax.errors import InputError
 from lpm_jax.media import load_audio
-from tests.serving.fake_pipeline import FakePipeline
+from tests.serving.fake_pipeline import Chunk, FakePipeline
 from tests.test_media import tone, write_wav
 
 ROOT = Path(__file__).parents[1]
@@ -169,3 +171,26 @@ def test_options_that_need_a_file(files, monkeypatch):
     monkeypatch.chdir(files)
     with pytest.raises(InputError, match="--listen"):
         write(monkeypatch, "--listen", "b.wav")
+
+
+def test_a_run_that_is_told_to_stop_leaves_no_file(files, monkeypatch):
+    monkeypatch.chdir(files)
+
+    def stream(*_, **__):
+        yield Chunk(np.zeros((12, 128, 128, 3), np.uint8), 0.0, "silence", 0.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield Chunk(np.zeros((12, 128, 128, 3), np.uint8), 0.5, "silence", 0.0)
+
+    monkeypatch.setattr(FakePipeline, "stream", stream)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write(monkeypatch, "--out", "talk.mp4", "--image", "me.png", "--speak", "a.wav")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not list(files.glob("*talk*"))
+
+
+def test_a_silent_day_takes_no_memory():
+    silence, _ = serve.tracks(serve.parse(["--silent-seconds", "86400"]))
+    assert len(silence) == 86_400 * 24_000 and silence.base.nbytes == 4

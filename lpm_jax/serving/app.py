@@ -1,11 +1,12 @@
 """The HTTP side: page, uploads, lists, health; and the door to the WebSocket.
 
-Meant for one machine and one user: loopback by default, requests only from its own page, one live session at a time.
+Meant for one machine: loopback by default, requests only from its own page, as many live sessions as it is told.
 """
 
 from __future__ import annotations
 
 import io
+import wave
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,10 +20,10 @@ from PIL import Image
 
 from lpm_jax.errors import InputError, one_line
 from lpm_jax.local import Guard
-from lpm_jax.media import load_audio
+from lpm_jax.media import SAMPLE_RATE, load_audio, pcm16
 from lpm_jax.pictures import load_image
 from lpm_jax.serving.engine import Engine
-from lpm_jax.serving.library import Library
+from lpm_jax.serving.library import YOURS, Library
 from lpm_jax.serving.meter import report
 from lpm_jax.serving.websocket import Conversation
 
@@ -82,10 +83,13 @@ def create_app(
 
     @app.get("/v1/samples")
     def samples() -> list[dict[str, str]]:
-        return [{"name": name, "audio": f"/v1/samples/{name}"} for name in library.samples()]
+        names = [YOURS] * (YOURS in library.speech) + list(library.samples())
+        return [{"name": name, "audio": f"/v1/samples/{name}"} for name in names]
 
     @app.get("/v1/samples/{name}")
-    def sample(name: str) -> FileResponse:
+    def sample(name: str) -> Response:
+        if name == YOURS and name in library.speech:
+            return Response(_wav(library.speech[name]), media_type="audio/wav")
         if name not in library.samples():
             raise HTTPException(404, f"no sample {name[:60]!r}")
         return FileResponse(library.samples()[name])
@@ -119,6 +123,16 @@ def create_app(
 
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
+
+
+def _wav(samples: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    with wave.open(data, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes(pcm16(samples).tobytes())
+    return data.getvalue()
 
 
 def _name(file: UploadFile) -> str:

@@ -14,6 +14,7 @@ from lpm_jax.errors import InputError
 
 ASSETS = Path(__file__).parents[1] / "assets"
 KEPT = 16  # uploads of each kind in memory; the oldest goes first
+YOURS = "yours"  # what the command line gave: a picture or speech that stays
 
 
 @dataclass
@@ -51,8 +52,9 @@ class Library:
         with self.lock:
             key = secrets.token_urlsafe(9)
             store[key] = data
-            while len(store) > KEPT:
-                store.popitem(last=False)
+            uploads = [name for name in store if name != YOURS]
+            for oldest in uploads[:-KEPT]:
+                del store[oldest]
             return key
 
     def image(self, name: str) -> Path | np.ndarray:

@@ -1,8 +1,8 @@
 """One conversation, without any network: what was said and heard goes in, chunks of picture and sound come out.
 
 ``Session.step`` runs in the model's own thread; everything else may be called from any thread and takes effect at the
-next chunk boundary. The user's sound waits in a ring of 3 s that drops its oldest part; the agent's speech waits in a
-queue of utterances that drops nothing.
+next chunk boundary. The user's sound waits in a ring of 3 s, or two chunks, that drops its oldest part; the agent's
+speech waits in a queue of utterances that drops nothing but what is interrupted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from lpm_jax.errors import InputError
 from lpm_jax.media import check_prompt
 
-LISTEN_SECONDS = 3.0  # the microphone's ring
+LISTEN_SECONDS = 3.0  # the microphone's ring, or two chunks where they are longer
 LISTEN_LEAD = 0.1  # seconds of silence put before a microphone's first sound, so that late packets leave no holes
 FADE_SECONDS = 0.03  # of interrupted speech
 DROP_MARGIN = 0.07  # seconds: a chunk that begins sooner is as good as shown; with the fade, 0.1 s after it
@@ -132,7 +132,8 @@ class Session:
         self.pipeline = pipeline
         self.samples = pipeline.chunk_frames * pipeline.sample_rate // pipeline.fps  # of one chunk
         self.chunk_seconds = pipeline.chunk_frames / pipeline.fps
-        self.listen = Ring(round(LISTEN_SECONDS * pipeline.sample_rate), round(LISTEN_LEAD * pipeline.sample_rate))
+        capacity = max(round(LISTEN_SECONDS * pipeline.sample_rate), 2 * self.samples)
+        self.listen = Ring(capacity, round(LISTEN_LEAD * pipeline.sample_rate))
         self.frames = 0  # generated so far
         self.seed = seed
         self.prompt = check_prompt(prompt)
@@ -177,10 +178,13 @@ class Session:
                 self._queue[-1].ended = True
 
     def interrupt(self, shown: float = float("inf")) -> None:
-        """Stop speaking at the next chunk, faded, and forget what is queued. ``shown`` is what has been played by now,
-        in seconds: a chunk that begins later is dropped and made anew (the event ``playback.dropped``)."""
+        """Stop speaking at the next chunk, faded, and forget what is queued; what is said from now on is new speech.
+        ``shown`` is what has been played by now, in seconds: a chunk that begins later is dropped and made anew (the
+        event ``playback.dropped``)."""
         with self._lock:
-            self._interrupted = bool(self._queue or (self._made and len(self._made.spoken)))
+            # The samples of the last chunk, or of the one that is being made.
+            self._interrupted = self._interrupted or bool(self._queue or len(self._taken[0]))
+            self._queue = deque()
             self._shown = shown
 
     def set_prompt(self, prompt: str) -> None:
@@ -234,8 +238,6 @@ class Session:
         self.frames -= made.frames
         if made.utterance is not None:
             made.utterance.put_back(made.spoken)
-            if made.utterance not in self._queue:
-                self._queue.appendleft(made.utterance)
         self._speaking = made.speaking
         return made
 
@@ -246,13 +248,12 @@ class Session:
         self._taken = (np.zeros(0, np.float32), None)
         if self._interrupted:
             self._interrupted = False
-            current, self._queue = self._speaking, deque()
-            if current is None:  # nothing had been heard yet
-                return None, events
-            tail = current.take(round(FADE_SECONDS * rate))
-            self._speaking = None
-            events.append(_ended(current, now + len(tail) / rate, rate, interrupted=True))
-            return (self._pad(tail * np.linspace(1, 0, len(tail), dtype=np.float32)) if len(tail) else None), events
+            current, self._speaking = self._speaking, None
+            if current is not None:  # else nothing of it is heard
+                tail = current.take(round(FADE_SECONDS * rate))
+                events.append(_ended(current, now + len(tail) / rate, rate, interrupted=True))
+                if len(tail):
+                    return self._pad(tail * np.linspace(1, 0, len(tail), dtype=np.float32)), events
         if not self._queue:
             return None, events
         head = self._queue[0]

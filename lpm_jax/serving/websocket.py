@@ -16,6 +16,7 @@ import base64
 import binascii
 import json
 import logging
+import math
 import secrets
 import time
 from typing import Any
@@ -89,7 +90,8 @@ class Conversation:
         except (TimeoutError, WebSocketDisconnect):
             pass
         except Exception as error:
-            log.exception("session %s failed", self.id)
+            if self.engine.error is None:  # what loading raised was told when it did
+                log.exception("session %s failed", self.id)
             await self.error("internal", one_line(error))
             await self.close("failed", 1011)
         finally:
@@ -111,7 +113,12 @@ class Conversation:
         with_hello = asyncio.wait_for(self.hello.wait(), HELLO_SECONDS)
         await asyncio.gather(with_hello, return_exceptions=True)
         began = time.perf_counter()
-        session = self.session = self.new_session(pipeline)
+        try:
+            session = self.session = self.new_session(pipeline)
+        except InputError as error:  # an upload that is gone by now
+            await self.error("bad_input", str(error))
+            await self.close("bad_input", 1003)
+            return
         encoder = VideoEncoder(self.settings["video"], pipeline.size, pipeline.fps)
         await self.send(
             {
@@ -175,8 +182,11 @@ class Conversation:
         return {"seconds": seconds, "underruns": self.playhead.underruns, **self.meter.figures()}
 
     def new_session(self, pipeline: Any) -> Session:
-        image = self.library.image(self.settings["character"] or self.library.first_character().stem)
-        return Session(pipeline, image, self.settings["prompt"], self.settings["seed"])
+        return Session(pipeline, self.picture(), self.settings["prompt"], self.settings["seed"])
+
+    def picture(self) -> Any:
+        """Of the character that is asked for, or of the first one."""
+        return self.library.image(self.settings["character"] or self.library.first_character().stem)
 
     async def send(self, message: dict[str, Any] | bytes) -> None:
         async with self.sending:
@@ -206,7 +216,7 @@ class Conversation:
                     await self.handle(json.loads(message.get("text") or ""))
             except InputError as error:
                 await self.error("bad_input", str(error))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
                 await self.error("bad_event", f"expected a JSON event, found {one_line(error, 120)}")
 
     async def handle(self, event: dict[str, Any]) -> None:
@@ -228,32 +238,40 @@ class Conversation:
         elif kind == "prompt.update":
             session.set_prompt(event.get("prompt", ""))
         elif kind == "playback":
-            self.playhead.set(min(max(float(event["time"]), 0.0), session.time))
+            at = float(event["time"])
+            if not math.isfinite(at):
+                raise InputError(f"time: expected seconds, found {at}")
+            self.playhead.set(min(max(at, 0.0), session.time))
         else:
             raise InputError(f"type: expected an event this service knows, found {str(kind)[:60]!r}")
 
     async def update(self, event: dict[str, Any]) -> None:
-        settings = dict(self.settings)
-        if event.get("character") is not None:
-            self.library.image(str(event["character"]))  # known?
-            settings["character"] = str(event["character"])
-        if event.get("prompt") is not None:
-            settings["prompt"] = check_prompt(event["prompt"])
-        if event.get("seed") is not None:
-            settings["seed"] = int(event["seed"]) & 0x7FFFFFFF
-        if event.get("video") is not None and self.session is None:
-            if event["video"] not in ("vp8", "jpeg"):
-                raise InputError(f"video: expected vp8 or jpeg, found {str(event['video'])[:60]!r}")
-            settings["video"] = event["video"]
-        before, self.settings = self.settings, settings
+        """Takes what is asked for and known, though the rest is refused: an upload may be gone, the prompt is not."""
+        before, settings, refused = self.settings, dict(self.settings), None
+        for name, read in (("character", self.known), ("prompt", check_prompt), ("seed", _seed), ("video", _codec)):
+            if event.get(name) is not None and not (name == "video" and self.session):
+                try:
+                    settings[name] = read(event[name])
+                except (InputError, ValueError, TypeError, OverflowError) as error:
+                    refused = refused or error
+        self.settings = settings
         self.hello.set()
-        if self.session is None:
-            return
+        if self.session is not None:
+            await self.change(before, settings)
+        if refused is not None:
+            raise refused
+
+    async def change(self, before: dict[str, Any], settings: dict[str, Any]) -> None:
+        """The live session goes on with other settings."""
         if settings["prompt"] != before["prompt"]:
             self.session.set_prompt(settings["prompt"])
-        if (settings["character"], settings["seed"]) != (before["character"], before["seed"]) and settings["character"]:
-            self.session.set_character(self.library.image(settings["character"]), settings["seed"])
+        if (settings["character"], settings["seed"]) != (before["character"], before["seed"]):
+            self.session.set_character(self.picture(), settings["seed"])
         await self.send({"type": "session.updated", **settings})
+
+    def known(self, character: Any) -> str:
+        self.library.image(str(character))
+        return str(character)
 
     async def speak(self, session: Session, event: dict[str, Any]) -> None:
         if "audio" in event:
@@ -268,6 +286,16 @@ class Conversation:
     def hear(self, pcm: bytes) -> None:
         if self.session is not None:
             self.session.listen.append(_samples(pcm))
+
+
+def _seed(value: Any) -> int:
+    return int(value) & 0x7FFFFFFF
+
+
+def _codec(value: Any) -> str:
+    if value not in ("vp8", "jpeg"):
+        raise InputError(f"video: expected vp8 or jpeg, found {str(value)[:60]!r}")
+    return value
 
 
 def _base64(event: dict[str, Any]) -> bytes:

@@ -68,9 +68,20 @@ class FakePipeline:
         return self.streams[-1]
 
     def stream(
-        self, image, audio, listen=None, prompt="", seed=0, references=(), *, num_inference_steps=None, chunk_size=None
+        self,
+        image,
+        audio=None,
+        listen=None,
+        prompt="",
+        seed=0,
+        references=(),
+        *,
+        seconds=None,
+        num_inference_steps=None,
+        chunk_size=None,
     ):
-        stream, speak = self.open(image, prompt), load_audio(audio)
+        stream = self.open(image, prompt)
+        speak = np.zeros(round(24_000 * seconds), np.float32) if audio is None else load_audio(audio)
         for i in range(0, len(speak), 12_000):
             part = speak[i : i + 12_000]
             yield stream.step(np.pad(part, (0, 12_000 - len(part))), None if listen is None else listen[i : i + 12_000])

@@ -170,6 +170,58 @@ def test_interrupt_before_anything_was_heard(session):
     assert block.state == "silence" and block.events == ()
 
 
+def test_what_is_said_after_an_interruption_is_new_speech(session):
+    """Within the same chunk, and though what was interrupted had not ended."""
+    session.say(np.full(2 * CHUNK, 0.5, np.float32), ended=False)
+    session.step()
+    session.interrupt()
+    answer = session.say(ramp(3_000))
+    faded, told = session.step(), session.step()
+    assert kinds(faded) == ["agent.speak_ended"] and faded.events[0]["interrupted"]
+    assert not faded.audio[720:].any()
+    assert kinds(told) == ["agent.speak_started", "agent.speak_ended"] and told.events[0]["speech"] == answer
+    assert np.array_equal(told.audio[:3_000], ramp(3_000))
+
+
+def test_an_interruption_before_anything_was_heard_leaves_what_comes_after_it(session):
+    session.say(np.full(CHUNK, 0.5, np.float32))
+    session.interrupt()
+    session.say(ramp(3_000))
+    session.interrupt()  # again: this too is forgotten
+    last = session.say(ramp(4_000))
+    block = session.step()
+    assert block.events[0]["speech"] == last and np.array_equal(block.audio[:4_000], ramp(4_000))
+
+
+@pytest.mark.parametrize("shown", [0.2, 0.6])
+def test_an_interruption_while_the_last_of_speech_is_made(session, shown):
+    """Its queue is empty by then; a chunk that is not shown yet is made anew, one that is, ends."""
+    session.step()
+    session.say(np.full(CHUNK, 0.5, np.float32))
+    stream, step = session._stream, session._stream.step
+
+    def interrupted(*sound):
+        session.interrupt(shown)
+        return step(*sound)
+
+    stream.step = interrupted
+    session.step()
+    stream.step = step
+    block = session.step()
+    assert not block.audio.any()
+    dropped = ["playback.dropped", "agent.speak_ended"]
+    assert kinds(block) == (dropped if shown < 0.5 else [])
+    assert block.time == (0.5 if shown < 0.5 else 1.0)
+
+
+def test_the_ring_holds_two_long_chunks():
+    pipeline = FakePipeline(0.0)
+    pipeline.chunk_frames = 96
+    session = Session(pipeline, np.zeros((128, 128, 3), np.uint8))
+    session.listen.append(ramp(170_000))
+    assert len(session.listen) == 170_000 + 2_400
+
+
 def test_microphone_reaches_listen(session):
     session.step()
     session.listen.append(ramp(CHUNK))

@@ -14,9 +14,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from lpm_jax.media import load_audio
 from lpm_jax.serving import engine
 from lpm_jax.serving.app import create_app
-from lpm_jax.serving.library import Library
+from lpm_jax.serving.library import KEPT, YOURS, Library
 from lpm_jax.serving.meter import Meter
 from lpm_jax.serving.websocket import Playhead
 from lpm_jax.serving.wire import HEADER, JPEG, KEY, PCM, VP8
@@ -196,6 +197,42 @@ def test_prompt_character_and_picture(service):
         assert client.events[-1]["time"] >= 1.0  # the clock went on
 
 
+def test_a_seed_alone_begins_anew(service):
+    with conversation(service) as client:
+        client.until("stats")
+        client.send("session.update", seed=8)
+        assert client.until("session.updated")["seed"] == 8
+        for _ in range(3):
+            client.until("stats")
+        assert len(service.pipeline.streams) == 2
+
+
+def test_what_is_refused_does_not_take_the_rest_with_it(service):
+    """A page that comes back with a picture that the service has forgotten."""
+    with service.websocket_connect("/v1/ws") as socket:
+        client = Client(socket)
+        client.send("session.update", character="gone", prompt="calm", video="jpeg")
+        created = client.until("session.created")
+        assert (created["character"], created["prompt"], created["video"]) == (None, "calm", "jpeg")
+        assert any(event["type"] == "error" and "gone" in event["message"] for event in client.events)
+        client.until("stats")
+        assert service.pipeline.streams[-1].prompt == "calm"
+
+
+def test_what_the_command_line_gave_stays(service):
+    library = service.app.state.library
+    library.images[YOURS], library.speech[YOURS] = np.full((128, 128, 3), 9, np.uint8), tone(0.5, 24_000, level=0.5)
+    for _ in range(KEPT + 3):
+        library.keep(library.images, np.zeros((128, 128, 3), np.uint8))
+    assert len(library.images) == KEPT + 1 and library.image(YOURS)[0, 0, 0] == 9
+    assert [entry["name"] for entry in service.get("/v1/samples").json()] == [YOURS, "hello"]
+    sound = load_audio(io.BytesIO(service.get(f"/v1/samples/{YOURS}").content))
+    np.testing.assert_allclose(sound, library.speech[YOURS], atol=1e-3)
+    with conversation(service) as client:
+        client.send("agent.speak", sample=YOURS)
+        client.until("agent.speak_started")
+
+
 @pytest.mark.parametrize(
     ("message", "word"),
     [
@@ -212,6 +249,9 @@ def test_prompt_character_and_picture(service):
         ('{"type": "prompt.update", "prompt": 3}', "prompt"),
         (json.dumps({"type": "prompt.update", "prompt": "x" * 3000}), "2,000"),
         ('{"type": "playback"}', "time"),
+        ('{"type": "playback", "time": NaN}', "time"),
+        ('{"type": "playback", "time": "-inf"}', "time"),
+        ('{"type": "session.update", "seed": 1e999}', "infinity"),
     ],
 )
 def test_bad_events_are_answered_and_survived(service, message, word):

@@ -10,7 +10,7 @@ const STATES = { silence: "idle", speak: "speaking", listen: "listening", both: 
 const KINDS = { vp8: 1, jpeg: 2, pcm: 3 };
 
 let socket = null, chunkSeconds = 0.5, character = options.get("character"), partner = null, times = [];
-let stopMicrophone = null, stopPartner = null, interruptedAt = 0, spoken = 0;
+let stopMicrophone = null, stopPartner = null, opening = false, interruptedAt = 0, spoken = 0;
 
 const send = (event) => socket?.readyState === WebSocket.OPEN && socket.send(JSON.stringify(event));
 
@@ -47,7 +47,7 @@ function events(event) {
       connection("live", "live");
       chunkSeconds = event.chunk_seconds;
       player.shape(...event.size);
-      if (event.character) select(event.character);
+      select(event.character ?? first?.name);
       if (event.prompt && !$("prompt").value) $("prompt").value = event.prompt;
       if (options.get("autospeak") === "1") say({ sample: $("samples").firstElementChild?.dataset.name });
     },
@@ -73,6 +73,7 @@ function events(event) {
 function connection(state, text) {
   document.body.dataset.connection = state;
   $("connection").lastElementChild.textContent = text.replace(" …", "");
+  for (const part of document.querySelectorAll(".controls")) part.inert = state !== "live";
   $("veil").hidden = state === "live";
   $("veil").lastElementChild.textContent = text;
   $("still").hidden = state === "live" || !$("still").src;
@@ -140,10 +141,14 @@ async function upload(input, path) {
   if (!file) return null;
   const form = new FormData();
   form.append("file", file);
-  const reply = await fetch(path, { method: "POST", body: form });
-  const answer = await reply.json();
-  if (reply.ok) return answer;
-  toast(answer.error ?? "the upload failed");
+  try {
+    const reply = await fetch(path, { method: "POST", body: form });
+    const answer = await reply.json();
+    if (reply.ok) return answer;
+    toast(answer.error ?? "the upload failed");
+  } catch (error) {
+    toast(`The upload failed: ${error.message}`);
+  }
   return null;
 }
 
@@ -174,21 +179,36 @@ function hush() {
   document.querySelector(".meter b").style.width = 0;
 }
 
+// Opens a source of sound once, however often it is asked for; null when it cannot be, or the connection went.
+async function source(open, what) {
+  if (opening) return null;
+  opening = true;
+  const asked = socket;
+  try {
+    const stop = await open();
+    if (asked === socket && socket.readyState === WebSocket.OPEN) return stop;
+    stop();
+  } catch (error) {
+    toast(`${what}: ${error.message}`);
+  } finally {
+    opening = false;
+  }
+  return null;
+}
+
 $("microphone").onclick = async () => {
   if (stopMicrophone) {
     stopMicrophone();
     stopMicrophone = null;
-  } else {
-    try { stopMicrophone = await openMicrophone(heard); } catch (error) { toast(`No microphone: ${error.message}`); }
-  }
+  } else stopMicrophone = await source(() => openMicrophone(heard), "No microphone");
   $("microphone").setAttribute("aria-pressed", String(!!stopMicrophone));
 };
 
 $("partner").onclick = async () => {
   if (stopPartner) { stopPartner(); return; }
   const done = () => { stopPartner = null; $("partner").setAttribute("aria-pressed", "false"); };
-  stopPartner = await playPartner(player.context, partner, heard, done);
-  $("partner").setAttribute("aria-pressed", "true");
+  stopPartner = await source(() => playPartner(player.context, partner, heard, done), "The partner cannot be heard");
+  $("partner").setAttribute("aria-pressed", String(!!stopPartner));
 };
 
 // --- direction and characters
@@ -237,7 +257,10 @@ addEventListener("keydown", () => player.unlock());
 
 const [characters, samples] = await Promise.all(
   ["/v1/characters", "/v1/samples"].map(async (path) => (await fetch(path)).json()),
-);
+).catch((error) => {
+  connection("closed", `the service does not answer: ${error.message}`);
+  throw error;
+});
 for (const { name, image } of characters) $("gallery").lastElementChild.before(tile(name, image));
 for (const { name, audio } of samples) {
   if (name === "partner") {
