@@ -8,7 +8,7 @@
 A lane is a compiled program, and a thread of its own sends it chunks in their order: handing arrays from one lane's
 devices to another's may wait for them, and must not hold up the lane before. What is on its way is bounded by
 :attr:`Lanes.ahead` chunks, so that a slow lane holds up the whole. With one device all lanes share it. A lane that
-fails raises where its frames are asked for, in the session that asked.
+fails raises where its frames are asked for, in the session that asked, and ends that: the others are a chunk further.
 """
 
 from __future__ import annotations
@@ -163,6 +163,7 @@ class LaneStream:
         # Each lane's own part, which its thread alone changes while chunks are on their way.
         self.parts: dict[str, Any] = {"generator": state, "refiner": fine, "vae": decoder}
         self.index = 0
+        self.failure: BaseException | None = None  # the first one, of any lane
         self._pending: deque[Pending] = deque()
         self._watch = _Watch(lanes) if watch else None
 
@@ -187,7 +188,13 @@ class LaneStream:
 
         def run() -> Any:
             given = handed.result() if isinstance(handed, Future) else handed
-            self.parts[lane], result = work(self.parts[lane], given)
+            if self.failure is not None:
+                raise RuntimeError(f"the stream ended before chunk {chunk}: {self.failure}") from self.failure
+            try:
+                self.parts[lane], result = work(self.parts[lane], given)
+            except BaseException as error:
+                self.failure = self.failure or error
+                raise
             if self._watch:
                 self._watch.note(lane, chunk, sent, result)
             return result
@@ -210,10 +217,19 @@ class LaneStream:
         return self.lanes._decode(self.lanes.vae, jax.device_put(latents, self.lanes.columns), state)
 
     def settle(self) -> dict[str, Any]:
-        """The lanes' parts when all that was sent is done."""
+        """The lanes' parts when all that was sent is done.
+
+        Raises:
+          RuntimeError: a lane has failed, so that they are not of one moment.
+        """
+        self._finish()
+        if self.failure is not None:
+            raise RuntimeError(f"the stream has ended: {self.failure}") from self.failure
+        return self.parts
+
+    def _finish(self) -> None:
         while self._pending:
             _wait(self._pending.popleft())
-        return self.parts
 
     def before(self) -> tuple:
         """What is needed to take the next chunk back (:meth:`take_back`); waits for those on their way."""
@@ -231,7 +247,7 @@ class LaneStream:
 
     def close(self) -> None:
         """Waits for what is on its way."""
-        self.settle()
+        self._finish()
         if self._watch:
             self._watch.close()
 

@@ -77,6 +77,11 @@ def test_a_lane_that_fails_is_heard_where_its_frames_are_asked_for():
         with pytest.raises(RuntimeError, match="no decoder today"):
             chunk.get()
     lanes._decode = decode
+    # The Generator went on meanwhile: what it would send now belongs to another moment than the decoder's state.
+    with pytest.raises(RuntimeError, match="ended before chunk 4: no decoder today"):
+        ours.step(sound, sound).get()
+    with pytest.raises(RuntimeError, match="the stream has ended: no decoder today"):
+        ours.before()
     again = lanes.open(pipe.open(tiny.picture(), seed=1)._state)
     np.testing.assert_array_equal(again.step(sound, sound).get(), want)
     for stream in (ours, theirs, again):
