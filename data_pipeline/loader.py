@@ -1,7 +1,7 @@
 """Grain pipelines from records to training batches.
 
 ``pixel_batches`` feeds the autoencoder: a clip is decoded once and gives several short crops. ``latent_batches`` feeds
-the diffusion stages from a cache of latents (``data_pipeline/latents.py``), whose windows carry everything a
+the diffusion stages from a cache of latents (``lpm_jax/training/latents.py``), whose windows carry everything a
 conditioning branch reads. Both are seeded, shuffled, endless, and their iterators save and restore their position.
 
 The order is that of one global stream. Where several processes train together, each is given the ``rows`` of every
@@ -140,8 +140,9 @@ def pixel_batches(
 class Window(grain.transforms.RandomMap):
     """Cached clip -> a training window of ``latents`` latent frames with everything a conditioning branch reads.
 
-    The window follows a *first frame* encoded as a picture, as a stream follows its image. Audio tokens cover
-    ``history`` video frames before the window (silence before the clip) and the window itself.
+    The window follows a *first frame* encoded as a picture, as a stream follows its image. A frame of the clip shows
+    already what the prompt asks for; a stream's picture does not (``picture``). Audio tokens cover ``history`` video
+    frames before the window (silence before the clip) and the window itself.
     """
 
     latents: int
@@ -151,6 +152,7 @@ class Window(grain.transforms.RandomMap):
     extra: float  # share of windows that show view and expression references
     inside: float = 0.5  # share of windows whose global appearance is a frame of the clip itself, as a stream's may be
     mouth: bool = False  # with the cells that the mouth is in, and how far it is open in each video frame
+    picture: float = 0.0  # share of windows that follow the global reference, not a frame of the clip, as streams do
     sound: int = 0  # with the clip's samples as ``speak_sound`` and ``listen_sound``, from so many before the window on
 
     def random_map(self, clip: dict, rng: np.random.Generator) -> dict:
@@ -168,6 +170,10 @@ class Window(grain.transforms.RandomMap):
         appearance = clip["references"][0]
         if rng.random() < self.inside:
             appearance = clip["stills"][rng.integers(len(clip["stills"]))]
+        first, shown = clip["stills"][index], rng.random() < self.first_frame
+        if self.picture and rng.random() < self.picture:
+            first = appearance = clip["references"][0]
+            shown = True
         weight = np.ones(clip["mouth"].shape, np.float32)
         for name in ("face", "eyes", "mouth"):
             weight = np.maximum(weight, np.where(clip[name], getattr(self.weights, name), 1.0))
@@ -175,16 +181,16 @@ class Window(grain.transforms.RandomMap):
         out = {
             "latents": clip["latents"][window],
             # Slots: the first frame, the global reference and, where the stage shows any, one further reference.
-            "references": np.stack([clip["stills"][index], appearance, clip["references"][extra]]),
+            "references": np.stack([first, appearance, clip["references"][extra]]),
             "reference_kinds": np.array([0, 1, max(kinds[extra], 0)], np.int32),
-            "reference_valid": np.array([rng.random() < self.first_frame, True, kinds[extra] >= 0]),
+            "reference_valid": np.array([shown, True, kinds[extra] >= 0]),
             "text": clip["text"],
             "weights": weight[window],
             "kind": clip["kind"],
         }
         if self.mouth:
-            shown = slice(frame, frame + LATENT_STRIDE * self.latents)
-            out |= {"mouth": clip["mouth"][window], "aperture": clip["aperture"][shown]}
+            frames = slice(frame, frame + LATENT_STRIDE * self.latents)
+            out |= {"mouth": clip["mouth"][window], "aperture": clip["aperture"][frames]}
         if not self.extra:
             out |= {name: out[name][:2] for name in ("references", "reference_kinds", "reference_valid")}
         for name in ("speak", "listen"):

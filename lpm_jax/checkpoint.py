@@ -5,6 +5,7 @@ What a run saves on its way is in ``training/resume.py``.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,14 @@ def load_weights(directory: str | Path, name: str, abstract: Any = None) -> dict
             if expected.get(key, "nothing") != found:
                 raise InputError(f"{directory}: {key}: expected {expected.get(key, 'nothing')}, found {found}")
     return unflatten(flat)
+
+
+def digest(*trees: Any) -> str:
+    """Ten hexadecimal digits of the weights in these trees."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(trees):
+        found.update(np.asarray(leaf, np.float32).tobytes())
+    return found.hexdigest()[:10]
 
 
 def write_json(path: str | Path, data: Any) -> None:

@@ -299,6 +299,9 @@ class TrainConfig:
     data_threads: int = 2
     kinds: tuple[str, ...] = ()  # clip kinds of the mixture; none: all
     extra_references: float = 0.0  # share of clips that show view and expression references
+    # Share of windows that follow the character's picture, as streams do, and not a frame of the clip, which shows what
+    # the prompt asks for already. Diffusion stages.
+    from_picture: float = 0.0
     whole_every: int = 20  # every so many steps all patches are computed; 0: never
     token_keep: float = 0.5  # share of a frame's patches that a training step computes
 
@@ -317,7 +320,7 @@ class DistillConfig:
     high: float = 0.98
     rollout: int = 7  # chunks of the longest rollout
     gradient: int = 3  # chunks at its end that gradients reach, and that are scored
-    switch: float = 0.0  # share of rollouts whose prompt and sound change where that end begins
+    switch: float = 0.0  # share of clips in a rollout whose prompt and sound change where that end begins
     corrupt: float = 0.0  # standard deviation of noise on what a chunk leaves for the next, as a share of its own
     guidance: float = 0.0  # online.rollout, .stream_audio: share of what sound changes in mouths that is exaggerated
     perceptual: float = 0.0  # weight of the features' distance from the teacher's sample (off-policy stage)

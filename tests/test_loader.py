@@ -74,6 +74,24 @@ def test_first_frame_is_the_frame_before_the_window():
         assert out["reference_valid"].tolist() == [True, True]
 
 
+def test_windows_may_follow_the_picture():
+    """Its latent stands for the first frame and the appearance, as in a stream; the other windows stay as they are."""
+    window = Window(LATENTS, HISTORY, RegionWeights(), 0.5, 0.0, picture=0.6)
+    made = [window.random_map(make_clip(), np.random.default_rng(seed)) for seed in range(300)]
+    first, appearance = np.stack([out["references"][:, 0, 0, 0] for out in made]).T
+    follows = first == 1000
+    assert 0.5 < follows.mean() < 0.7
+    assert (appearance[follows] == 1000).all()
+    assert all(out["reference_valid"].all() for out, yes in zip(made, follows, strict=True) if yes)
+    shown = [bool(out["reference_valid"][0]) for out, yes in zip(made, follows, strict=True) if not yes]
+    assert 0.35 < np.mean(shown) < 0.65
+    assert all(
+        out["references"][0, 0, 0, 0] == 99 + out["latents"][0, 0, 0, 0]
+        for out in made
+        if out["references"][0, 0, 0, 0] != 1000
+    )
+
+
 def test_first_frame_is_shown_to_its_share():
     shown = [bool(out["reference_valid"][0]) for out in windows(300, first_frame=0.7)]
     assert 0.6 < np.mean(shown) < 0.8

@@ -145,8 +145,8 @@ def open_split(folder: str | Path, split: str = "train") -> Sequence[dict[str, A
     if (Path(folder) / "dataset_info.json").is_file():
         found = [Path(folder) / "dataset_info.json"]
     if not found:
-        raise FileNotFoundError(f"{folder}: expected a data set of performers, found none (make one: "
-                                f"python -m data_pipeline.performers --out {folder} --clips 100)")  # fmt: skip
+        command = f"python -m data_pipeline.performers --out {folder} --clips 100 --held-out 16"
+        raise FileNotFoundError(f"{folder}: expected a data set of performers, found none (make one: {command})")
     builder = tfds.builder_from_directory(str(found[-1].parent))
     if split not in builder.info.splits:
         raise ValueError(f"{folder}: expected one of the splits {sorted(builder.info.splits)}, found {split!r}")

@@ -136,8 +136,8 @@ def duel_flops(config: Config, stage: str) -> int:
 
 
 def causal(stage: str) -> bool:
-    """Whether a stage is block-causal and passes twice, the second time with the noise levels swapped."""
-    return stage == "online.causal"
+    """Whether a stage is block-causal and passes twice with gradients, at both noise levels of a stream."""
+    return stage in ("online.causal", "online.ode")
 
 
 def attention_flops(config: Config, stage: str) -> int:

@@ -65,9 +65,10 @@ def train_program(config: Config, stage: str, mesh: Mesh) -> tuple[Callable, tup
     ``config`` is the stage's own (``config.for_stage``), with the batch, remat and backend that are meant.
 
     Raises:
-      InputError: something does not divide over the mesh.
+      InputError: something does not divide over the mesh, or the stage needs a Refiner that the model has not.
     """
     sharding.check(mesh, config.dit, config.train.batch // config.train.accumulate, math.prod(config.grid))
+    online.check_refiner(config, stage)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
     if stage in distill.STAGES:

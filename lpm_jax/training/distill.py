@@ -79,15 +79,18 @@ def make_on_policy(config: Config) -> Callable[[dict, dict, Array], Made]:
 def switched(config: Config, batch: dict, at: Array, change: Array) -> tuple[dict, Array]:
     """The batch with another clip's sound until chunk ``at`` where ``change``, and the prompts until then: what comes
     from there on is the batch's own."""
-    from lpm_jax.models.audio import STRIDE
+    from lpm_jax.models.audio import STRIDE, TOKEN
     from lpm_jax.models.conditions import history_tokens
+    from lpm_jax.streaming.generator import history_samples
 
-    tokens = jnp.arange(batch["speak"].shape[1])
-    early = tokens < history_tokens(config.audio) + STRIDE * config.stream.chunk * at
+    tokens = STRIDE * config.stream.chunk * at
+    until = {"": history_tokens(config.audio) + tokens, "_sound": history_samples(config) + TOKEN * tokens}
     mixed = dict(batch)
-    for name in ("speak", "listen"):
-        other = jnp.roll(batch[name], 1, axis=0)
-        mixed[name] = jnp.where(early[:, None] & change[:, None, None], other, batch[name])
+    for name in (f"{track}{kind}" for track in ("speak", "listen") for kind in until):
+        if name in batch:
+            early = jnp.arange(batch[name].shape[1]) < until[name.removeprefix("speak").removeprefix("listen")]
+            which = (change[:, None] & early).reshape(*batch[name].shape[:2], *[1] * (batch[name].ndim - 2))
+            mixed[name] = jnp.where(which, jnp.roll(batch[name], 1, axis=0), batch[name])
     before = jnp.where(
         change.reshape(-1, *[1] * (batch["text"].ndim - 1)), jnp.roll(batch["text"], 1, 0), batch["text"]
     )

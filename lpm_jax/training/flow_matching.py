@@ -190,6 +190,7 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         weights=RegionWeights(train.mouth, train.eyes, train.face),
         first_frame=0.7,
         extra=train.extra_references,
+        picture=train.from_picture,
         mouth=bool(train.lips),
     )
     reader = mouths.load(config, workdir)

@@ -24,6 +24,7 @@ from data_pipeline.loader import RegionWeights, group_max, weight_map
 from data_pipeline.performers.builder import open_split
 from data_pipeline.schema import PARAM_INDEX, SAMPLES_PER_FRAME
 from data_pipeline.video import decode_mp4
+from lpm_jax.checkpoint import digest
 from lpm_jax.config import Config, VAEConfig
 from lpm_jax.distributed import barrier, primary
 from lpm_jax.errors import InputError
@@ -85,13 +86,23 @@ def variance_around_reference(source: LatentSource, clips: int = 200) -> np.ndar
     return np.mean(squares, axis=0)
 
 
-def fingerprint(weights: dict, source) -> str:
-    """Ten hexadecimal digits of the autoencoder's weights and the data set's size and first clip."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(weights):
-        digest.update(np.asarray(leaf, np.float32).tobytes())
-    digest.update(f"{len(source)}".encode() + bytes(source[0]["video"]))
-    return digest.hexdigest()[:10]
+def fingerprint(config: Config, weights: dict, source) -> str:
+    """Ten hexadecimal digits of the autoencoder's weights, of how sound and words become numbers, and of the data set's
+    size and first clip."""
+    how = (digest(weights), config.audio.bands, config.audio.hops_per_frame, config.text, len(source))
+    return hashlib.sha256(repr(how).encode() + bytes(source[0]["video"])).hexdigest()[:10]
+
+
+def open_clips(config: Config, split: str):
+    """A split of the data set.
+
+    Raises:
+      InputError: there is none.
+    """
+    try:
+        return open_split(config.data, split)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--data {error}") from None
 
 
 def _text(value) -> str:
@@ -137,8 +148,8 @@ def encode_clip(config: Config, encode, record: dict) -> dict[str, np.ndarray]:
 
 def build(config: Config, weights: dict, split: str, workdir: Path) -> Path:
     """The cache of ``split``, made by process 0 if it isn't there."""
-    source = open_split(config.data, split)
-    directory = Path(workdir) / "latents" / f"{split}-{fingerprint(weights, source)}"
+    source = open_clips(config, split)
+    directory = Path(workdir) / "latents" / f"{split}-{fingerprint(config, weights, source)}"
     if primary() and not directory.is_dir():
         _encode(config, weights, split, source, directory)
     barrier(f"latents of {split}")

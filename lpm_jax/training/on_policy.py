@@ -31,7 +31,7 @@ from lpm_jax.config import Config
 from lpm_jax.flow import weighted_loss
 from lpm_jax.models import dit
 from lpm_jax.training import rollout
-from lpm_jax.training.distill import STREAM_AUDIO, in_dtype
+from lpm_jax.training.distill import STREAM_AUDIO, in_dtype, switched
 from lpm_jax.training.flow_matching import by_kind, patch_weights
 from lpm_jax.training.lips import difference
 from lpm_jax.training.voices import as_other_voices
@@ -53,12 +53,16 @@ def make_loss(config: Config, reader: dict | None = None):
         k_warm, k_roll = jax.random.split(key)
         batch = as_other_voices(config, batch, jax.random.fold_in(key, 2))
         warm = jax.random.randint(k_warm, (), 0, distill.rollout - distill.gradient + 1)
-        player, other = rollout.Player(config, batch), None
+        before, other, keep = None, None, None
+        if distill.switch:
+            change = jax.random.bernoulli(jax.random.fold_in(key, 3), distill.switch, (batch["text"].shape[0],))
+            batch, before = switched(config, batch, warm, change)
         if distill.guidance:
             b = batch["text"].shape[0]
             keep = jax.random.bernoulli(jax.random.fold_in(key, 1), 1 - config.flow.audio_dropout, (b,))
-            player = rollout.Player(config, batch, keep=keep.astype(jnp.float32))
-            other = rollout.Player(config, batch, keep=jnp.zeros(b))
+            keep = keep.astype(jnp.float32)
+            other = rollout.Player(config, batch, before, warm, jnp.zeros(b))
+        player = rollout.Player(config, batch, before, warm, keep)
         computed = in_dtype(config, params)
         made, without = rollout.estimates(player, computed, warm, distill.gradient, k_roll, other)
         window = rollout.cut(config, batch, warm, distill.gradient)

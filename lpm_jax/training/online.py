@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from data_pipeline.loader import RegionWeights, Window, latent_batches
-from data_pipeline.performers.builder import open_split
-from lpm_jax.checkpoint import load_weights
+from lpm_jax.checkpoint import digest, load_weights
 from lpm_jax.config import Config
 from lpm_jax.errors import InputError
 from lpm_jax.models import conditions, vae
@@ -36,8 +35,7 @@ def check(config: Config, stage: str, frames: int) -> None:
     if wanted > frames:
         name = "train.latents" if stage in (ODE, distill.OFF) else "distill.rollout"
         raise InputError(f"--{name}: expected windows of up to {frames} latent frames, the clips', found {wanted}")
-    if stage == distill.REFINE and not config.stream.refine:
-        raise InputError("--stream.refine: expected T2, the noise level that the Refiner starts from, found 0")
+    check_refiner(config, stage)
     if stage == on_policy.STREAM_AUDIO and config.audio.wav2vec is not None:
         raise InputError("audio.wav2vec: expected log-mel, for train.py loads no encoder yet, found wav2vec 2.0")
     if stage == on_policy.STREAM_AUDIO and config.train.voices:
@@ -48,6 +46,12 @@ def check(config: Config, stage: str, frames: int) -> None:
         raise InputError(
             f"--train.latents: expected whole chunks of {config.stream.chunk}, found {config.train.latents}"
         )
+
+
+def check_refiner(config: Config, stage: str) -> None:
+    """Raises InputError where ``stage`` trains a Refiner that the model has not."""
+    if stage == distill.REFINE and not config.stream.refine:
+        raise InputError("--stream.refine: expected T2, the noise level that the Refiner starts from, found 0")
 
 
 def window_latents(config: Config, stage: str) -> int:
@@ -71,7 +75,7 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
     check(config, stage, len(source[0]["latents"]) - 1)
     if hears:
         source, held_out = (
-            latents.WithSound(clips, open_split(config.data, split))
+            latents.WithSound(clips, latents.open_clips(config, split))
             for clips, split in ((source, "train"), (held_out, "held_out"))
         )
 
@@ -81,6 +85,7 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         weights=RegionWeights(train.mouth, train.eyes, train.face),
         first_frame=0.7 if stage in (ODE, distill.OFF) else 1.0,  # a stream has its picture
         extra=train.extra_references,
+        picture=train.from_picture,
         mouth=stage in on_policy.STAGES and bool(train.lips or config.distill.guidance),
         sound=generator.history_samples(config) if hears else 0,
     )
@@ -93,7 +98,7 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
     if stage not in on_policy.STAGES:
         teacher = starting_weights(workdir, config.distill.teacher, shapes)
     if stage in (ODE, distill.OFF):
-        folder = trajectories.build(config, teacher, axes, clips, fingerprint, workdir)
+        folder = trajectories.build(config, teacher, axes, clips, repr((source, window)), workdir)
         samples = trajectories.TrajectorySource(folder)
         fingerprint = repr(samples)
 
@@ -114,6 +119,8 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
             loss = on_policy.make_loss(own, lips.load(config, workdir))
         return Stage(**common, params=student, loss=loss, validate=validator, finish=lambda x: x, frozen=frozen)
     players = Players(stage, config, student, teacher, coder)
+    # What stays as it is was saved in no checkpoint: a run goes on beside the same networks, or not at all.
+    common |= {"fingerprint": f"{fingerprint} beside {digest(players.fixed)}"}
     return Stage(
         **common,
         params=players.learning,

@@ -42,5 +42,5 @@ def _part(stage: str, config: Config, workdir: Path) -> Stage:
     from lpm_jax.training import hearing, lips, vae
 
     if stage == "vae":
-        return vae.make_stage(config, config.data)
+        return vae.make_stage(config)
     return (hearing if stage == "audio" else lips).make_stage(config, workdir)

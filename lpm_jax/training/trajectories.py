@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from data_pipeline.loader import EPOCHS, Rows
 from lpm_jax import distributed, sharding
 from lpm_jax.base.sampler import Guided, levels
+from lpm_jax.checkpoint import digest
 from lpm_jax.config import Config
 from lpm_jax.models import dit
 from lpm_jax.progress import progress
@@ -83,14 +84,10 @@ def batches(
 
 
 def fingerprint(config: Config, teacher: dict, source: str) -> str:
-    """Ten hexadecimal digits of the teacher's weights, the clips and how they are sampled."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(teacher):
-        digest.update(np.asarray(leaf, np.float32).tobytes())
+    """Ten hexadecimal digits of the teacher's weights, the windows (``source``) and how they are sampled."""
     distill = config.distill
-    how = (source, config.train.seed, config.train.latents, distill.windows, distill.text_scale, distill.audio_scale)
-    digest.update(repr((how, grid(config).tolist())).encode())
-    return digest.hexdigest()[:10]
+    how = (source, config.train.seed, distill.windows, distill.text_scale, distill.audio_scale, grid(config).tolist())
+    return hashlib.sha256(repr((digest(teacher), how)).encode()).hexdigest()[:10]
 
 
 def build(config: Config, teacher: dict, axes: dict, data, source: str, workdir: Path) -> Path:

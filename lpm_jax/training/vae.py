@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.loader import RegionWeights, group_max, pixel_batches, weight_map
-from data_pipeline.performers.builder import open_split
 from data_pipeline.schema import PARAM_INDEX, REGIONS
 from data_pipeline.video import decode_mp4
 from lpm_jax.config import Config
 from lpm_jax.distributed import fetch, primary
 from lpm_jax.errors import InputError
 from lpm_jax.models.vae import toy
-from lpm_jax.training.latents import fingerprint
+from lpm_jax.training.latents import fingerprint, open_clips
 from lpm_jax.training.loop import Stage
 from lpm_jax.training.sheets import save_sheet
 
@@ -28,10 +27,9 @@ def psnr(error: float) -> float:
     return float(10 * np.log10(4.0 / max(error, 1e-12)))
 
 
-def make_stage(config: Config, data_dir: str) -> Stage:
+def make_stage(config: Config) -> Stage:
     cfg, train = config.vae, config.train
-    source = open_split(data_dir, "train")
-    held_out = open_split(data_dir, "held_out")
+    source, held_out = (open_clips(config, split) for split in ("train", "held_out"))
     weights = RegionWeights(train.mouth, train.eyes, train.face)
 
     def loss(params, batch, key):
@@ -95,7 +93,7 @@ def make_stage(config: Config, data_dir: str) -> Stage:
         params=toy.with_basis(toy.init(cfg, jax.random.key(train.seed)), *cell_statistics(source, weights)),
         data=data,
         batch=max(train.batch // train.crops_per_clip, 1) * train.crops_per_clip,
-        fingerprint=fingerprint({}, source),
+        fingerprint=fingerprint(config, {}, source),
         loss=loss,
         validate=validate,
         finish=finish,

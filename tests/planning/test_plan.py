@@ -12,6 +12,7 @@ from collections import Counter
 import pytest
 
 from lpm_jax import plan as door
+from lpm_jax import sharding
 from lpm_jax.config import MeshConfig, TrainConfig
 from lpm_jax.errors import InputError
 from lpm_jax.planning import analytic, memory, report, sweep, topology
@@ -23,6 +24,7 @@ from lpm_jax.planning.network import Pod, places
 from lpm_jax.planning.programs import CHUNK, Program, attention_flops, model_flops, stage_config
 from lpm_jax.planning.roofline import roofline
 from lpm_jax.planning.traffic import Traffic
+from lpm_jax.training.abstract import train_program
 from tests.planning.eight import ROOT
 from tests.tiny import CONFIG
 
@@ -39,7 +41,7 @@ STAGED = dataclasses.replace(
     CONFIG,
     dit=dataclasses.replace(CONFIG.dit, heads=4),
     train=TrainConfig(batch=16, latents=4, optimizer="adamw", dtype="bfloat16", remat="full", token_keep=1.0),
-    stages={"base.speak": {}, "online.causal": {"latents": 6}},
+    stages={"base.speak": {}, "online.causal": {"latents": 6}, "online.ode": {"latents": 6}, "online.refine": {}},
 )
 
 
@@ -203,6 +205,10 @@ def test_what_a_model_needs():
     assert attention_flops(base, "base.speak") == 4 * 16 * (4 * 4 + 4 * 2 + 2 * 2) * patches**2 * width * depth
     seen = 3 * 3 + 3 * 6  # two chunks of three frames
     assert attention_flops(causal, "online.causal") == 4 * 16 * (seen + 6 * 2 + 4) * patches**2 * width * depth
+    ode = stage_config(STAGED, "online.ode", "cpu")
+    assert model_flops(ode, "online.ode") == model_flops(causal, "online.causal")  # each learns from two passes
+    with pytest.raises(InputError, match="--stream.refine: expected T2"):
+        train_program(stage_config(STAGED, "online.refine", "cpu"), "online.refine", sharding.make_mesh(MeshConfig()))
     chunk = stage_config(STAGED, CHUNK, "cpu")
     assert model_flops(chunk, CHUNK) == 2 * (model_flops(chunk, CHUNK) // 2)  # two evaluations
 

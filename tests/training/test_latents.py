@@ -1,5 +1,6 @@
 """The latent cache's rows, reconstruction scores, and contact sheets."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from data_pipeline.loader import SILENCE, RegionWeights, Window
 from data_pipeline.schema import PARAMS, REFERENCES
 from data_pipeline.video import encode_mp4
+from lpm_jax.errors import InputError
 from lpm_jax.training import latents
 from lpm_jax.training.sheets import save_sheet
 from lpm_jax.training.vae import psnr, reconstruction_scores
@@ -117,12 +119,25 @@ def test_latent_source(tmp_path, row):
 
 
 def test_fingerprint_follows_weights_and_data(record):
-    weights = {"a": np.ones(3), "b": np.zeros(2)}
-    name = latents.fingerprint(weights, [record])
-    assert len(name) == 10 and name == latents.fingerprint(weights, [record])
-    assert name != latents.fingerprint(weights | {"a": np.full(3, 1.1)}, [record])
-    assert name != latents.fingerprint(weights, [record, record])
-    assert name != latents.fingerprint(weights, [record | {"video": b"other"}])
+    weights, config = {"a": np.ones(3), "b": np.zeros(2)}, tiny.CONFIG
+    name = latents.fingerprint(config, weights, [record])
+    assert len(name) == 10 and name == latents.fingerprint(config, weights, [record])
+    assert name != latents.fingerprint(config, weights | {"a": np.full(3, 1.1)}, [record])
+    assert name != latents.fingerprint(config, weights, [record, record])
+    assert name != latents.fingerprint(config, weights, [record | {"video": b"other"}])
+    text = dataclasses.replace(config, text=dataclasses.replace(config.text, vocabulary=77))
+    bands = dataclasses.replace(config, audio=dataclasses.replace(config.audio, bands=13))
+    hearing = dataclasses.replace(config, audio=dataclasses.replace(config.audio, hearing=2))
+    found = [latents.fingerprint(c, weights, [record]) for c in (text, bands, hearing)]
+    assert len({name, *found}) == 3 and found[2] == name  # words and bands are in the cache, what hears them is not
+
+
+def test_a_data_set_that_is_not_there_is_named(tmp_path):
+    config = dataclasses.replace(tiny.CONFIG, data=str(tmp_path / "none"))
+    with pytest.raises(
+        InputError, match="--data .*none: expected a data set of performers, found none .*--held-out 16"
+    ):
+        latents.open_clips(config, "train")
 
 
 def test_psnr():

@@ -9,7 +9,7 @@ import pytest
 
 from lpm_jax.config import Config, DistillConfig, StreamConfig
 from lpm_jax.models import dit
-from lpm_jax.training import lips, on_policy, rollout
+from lpm_jax.training import distill, lips, on_policy, rollout
 from lpm_jax.training.flow_matching import patch_weights
 from tests import tiny
 from tests.training.clips import batch_of
@@ -85,6 +85,25 @@ def test_guidance_moves_the_clip_by_what_sound_and_prompt_change():
     assert got[0] == pytest.approx(float(want[0]), rel=1e-3)
     for a, b in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3 * float(jnp.abs(b).max() + 1e-6))
+
+
+def test_where_the_prompt_changes_the_clip_is_its_own_from_there():
+    """Before the chunks that count, a stream performs another clip's prompt and sound."""
+    config = dataclasses.replace(CONFIG, distill=dataclasses.replace(CONFIG.distill, switch=1.0))
+    seed = next(s for s in range(9) if int(jax.random.randint(jax.random.split(jax.random.key(s))[0], (), 0, 2)) == 1)
+    key, warm = jax.random.key(seed), 1
+    batch = BATCH | {"text": BATCH["text"].at[1, 1:].add(1)}
+    mixed, before = distill.switched(config, batch, jnp.int32(warm), jnp.ones(2, bool))
+    truth = dit.patchify(config.dit, rollout.cut(config, batch, warm, 2)["latents"].astype(jnp.float32))
+    channels = jnp.tile(PARAMS["prior"]["weight"], 4)
+
+    def error(player: rollout.Player) -> float:
+        made, _ = rollout.estimates(player, PARAMS, warm, 2, jax.random.split(key)[1])
+        return float(jnp.mean(jnp.square(made[0] - truth) * channels))
+
+    value = float(on_policy.make_loss(config)(PARAMS, batch, key)[1]["x0_at_1"])
+    assert value == pytest.approx(error(rollout.Player(config, mixed, before, warm)), rel=1e-4)
+    assert abs(value - error(rollout.Player(config, batch))) > 1e-3 * value
 
 
 def test_a_player_without_sound_and_prompt_hears_nothing():

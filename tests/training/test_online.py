@@ -51,7 +51,7 @@ def workdir(tmp_path, monkeypatch):
     samples = (4 * fake.LATENTS - 3) * SAMPLES_PER_FRAME
     sounds = [(32767 * tiny.sound(samples, seed)).astype(np.int16) for seed in range(2 * fake.CLIPS)]
     records = [{"speak": speak, "listen": listen} for speak, listen in zip(sounds[::2], sounds[1::2], strict=True)]
-    monkeypatch.setattr(online, "open_split", lambda *_: records)
+    monkeypatch.setattr(latents, "open_clips", lambda *_: records)
     for name, seed in (("base.identity", 0), ("online.causal", 1)):
         save_weights(folder / name / "weights", "model", weights(CONFIG, seed))
     return folder
@@ -104,6 +104,22 @@ def test_low_rank_changes_alone_are_trained_and_kept(workdir):
     np.testing.assert_array_equal(*heads)
     kernels = [x["dit"]["blocks"]["speak"]["ffn_in"]["kernel"] for x in (made, start)]
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-5
+
+
+def test_a_run_goes_on_beside_the_networks_that_it_began_with(workdir):
+    """They are in no checkpoint: another teacher's weights, or another base of low-rank changes, is another run."""
+    config = dataclasses.replace(CONFIG, distill=dataclasses.replace(CONFIG.distill, lora=2)).for_stage(distill.ON)
+
+    def fingerprint() -> str:
+        return online.make_stage(distill.ON, "online.causal", config, workdir).fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first
+    found = {first}
+    for stage in ("base.identity", "online.causal"):
+        save_weights(workdir / stage / "weights", "model", weights(CONFIG, 7))
+        found.add(fingerprint())
+    assert len(found) == 3
 
 
 @pytest.mark.slow

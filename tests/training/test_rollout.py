@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lpm_jax.config import DistillConfig, StreamConfig
+from lpm_jax.models.audio import STRIDE, TOKEN
 from lpm_jax.models.conditions import history_tokens
 from lpm_jax.streaming import generator
 from lpm_jax.training import distill, rollout
@@ -110,6 +111,11 @@ def test_a_switch_changes_what_came_before():
     np.testing.assert_array_equal(mixed["speak"][0, cut:], BATCH["speak"][0, cut:])
     np.testing.assert_array_equal(mixed["speak"][1], BATCH["speak"][1])
     np.testing.assert_array_equal(before, np.stack([BATCH["text"][1], BATCH["text"][1]]))
+    past, chunk = generator.history_samples(CONFIG), STRIDE * TOKEN
+    sound = jnp.arange(2 * (past + 5 * chunk)).reshape(2, -1)
+    mixed, _ = distill.switched(CONFIG, BATCH | {"listen_sound": sound}, jnp.int32(2), change)
+    switched = np.concatenate([sound[1, : past + 2 * chunk], sound[0, past + 2 * chunk :]])
+    np.testing.assert_array_equal(mixed["listen_sound"], np.stack([switched, sound[1]]))
     player = rollout.Player(CONFIG, BATCH, before, 2)
     plain = rollout.Player(CONFIG, BATCH)
     np.testing.assert_array_equal(player.told(PARAMS, 2).text, plain.told(PARAMS, 2).text)
