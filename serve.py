@@ -23,8 +23,8 @@ from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.media import FPS, SAMPLE_RATE, Mp4Writer, check_output, check_prompt, load_audio
 from lpm_jax.options import from_dict
 from lpm_jax.pictures import load_image, read_references
+from lpm_jax.progress import Progress
 from lpm_jax.serving.library import ASSETS, YOURS, Library
-from lpm_jax.serving.progress import Progress
 
 LISTEN_LEVEL = 0.4  # of the partner's voice under --mix-listen
 

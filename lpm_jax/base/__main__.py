@@ -18,7 +18,7 @@ import numpy as np
 from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.media import FPS, SAMPLE_RATE, Mp4Writer, check_output, check_prompt, load_audio
 from lpm_jax.pictures import bucket, load_image, read_references
-from lpm_jax.serving.progress import Progress
+from lpm_jax.progress import Progress
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """A finished run as a model directory: ``python -m lpm_jax.training.export CONFIG WORKDIR OUT [--stage NAME]``.
 
-What the config was changed by in training is given again (``--stream.refine 0.25``).
+What the config was changed by in training is given again (``--stream.refine 0.25``). ``--stage STAGE@latest``, or
+``@STEP``, exports the average of a run that is still on its way.
 
 ``--blend MODEL --share 0.6`` exports 0.6 of the run's weights and 0.4 of those that MODEL, which it started from, has:
 between a model and one fine-tuned from it, averages of weights keep much of both (Wortsman et al., "Robust fine-tuning
@@ -21,6 +22,7 @@ from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.models import conditions, vae
 from lpm_jax.options import load_config, override
 from lpm_jax.training import distill, online, rollout
+from lpm_jax.training.flow_matching import starting_weights
 
 
 def main() -> None:
@@ -35,11 +37,11 @@ def main() -> None:
     if not 0 <= args.share <= 1:
         raise InputError(f"--share: expected 0 to 1, found {args.share:g}")
     config = override(load_config(args.config), rest)
-    if args.stage in (distill.REFINE, distill.STREAM_AUDIO):
+    if args.stage.partition("@")[0] in (distill.REFINE, distill.STREAM_AUDIO):
         like = online.refined_shapes(config)
     else:
         config, like = rollout.backbone_only(config), conditions.abstract(config)
-    params = load_weights(args.workdir / args.stage / "weights", "model", like)
+    params = starting_weights(args.workdir, args.stage, like)
     if args.blend:
         params = blend(params, pretrained.load(args.blend, jnp.float32)[1], args.share)
     params["vae"] = load_weights(args.workdir / "vae" / "weights", "model", vae.abstract(config.vae))

@@ -56,3 +56,8 @@ def test_what_cannot_be_blended_is_told(run):
         run("--blend", "toy", "--share", "1.5")
     with pytest.raises(InputError, match="nobody"):
         run("--blend", "nobody")
+
+
+def test_a_run_on_its_way_is_exported_from_its_checkpoint(run, tmp_path):
+    with pytest.raises(InputError, match="checkpoint"):  # it has none; training/test_resume.py reads averages from some
+        run("--stage", "online.ode@latest")
