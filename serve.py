@@ -21,7 +21,7 @@ from data_pipeline.schema import REFERENCES
 from lpm_jax.config import Config
 from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.media import FPS, SAMPLE_RATE, Mp4Writer, check_output, check_prompt, load_audio
-from lpm_jax.options import from_dict
+from lpm_jax.options import from_dict, parse_mesh
 from lpm_jax.pictures import load_image, read_references
 from lpm_jax.progress import Progress
 from lpm_jax.serving.library import ASSETS, YOURS, Library
@@ -51,6 +51,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--weights", choices=("int8", "float8"), default="", help="keep the transformer's weights in 8 bits")
     add("--cache", choices=("int8", "float8"), default="", help="keep its cache of keys and values in 8 bits")
     add("--chunk", type=int, metavar="N", help="latent frames of a chunk, 4 video frames each (default: the model's)")
+    add("--mesh", metavar="AXIS=N", default="", help="cut the transformer over N devices: tensor=4, or context, ring")
+    add("--decoder", type=int, default=0, metavar="N", help="devices of the VAE's own, beside those")
     add("--mix-listen", action="store_true", help="let the partner be heard, quietly, in the file")
     add("--silent-seconds", type=float, metavar="S", help="an idle video of S seconds, without speech")
     add("--host", default="127.0.0.1", help="address of the page; other machines may only come in if you change it")
@@ -72,6 +74,7 @@ def main() -> None:
         raise InputError(f"--sessions: expected 1 to 64, found {args.sessions}")
     if args.chunk is not None and not 1 <= args.chunk <= 24:
         raise InputError(f"--chunk: expected 1 to 24, found {args.chunk}")
+    args.mesh = parse_mesh(args.mesh) if args.mesh else None
     if args.steps is not None and not 1 <= args.steps <= 100:
         raise InputError(f"--steps: expected 1 to 100, found {args.steps}")
     size = picture_size(args.model)
@@ -115,7 +118,8 @@ def load_pipeline(args: argparse.Namespace) -> Any:
 
     keep_programs()
     changes = {"weights": args.weights, "cache": args.cache, "chunk": args.chunk}
-    return Pipeline.from_pretrained(args.model, args.dtype, {k: v for k, v in changes.items() if v})
+    changes = {name: value for name, value in changes.items() if value}
+    return Pipeline.from_pretrained(args.model, args.dtype, changes, args.mesh, args.decoder)
 
 
 def to_file(args: argparse.Namespace, references: dict[str, np.ndarray], size: tuple[int, int]) -> None:

@@ -22,7 +22,7 @@ from benchmarks.report import Row, table
 from lpm_jax.checkpoint import write_json
 from lpm_jax.environment import environment
 from lpm_jax.errors import ArgumentParser, InputError, run_door
-from lpm_jax.plan import parse_mesh
+from lpm_jax.options import parse_mesh
 
 
 def overlap(runs: list) -> float:

@@ -13,7 +13,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from lpm_jax.config import Config
+from lpm_jax.config import Config, MeshConfig
 from lpm_jax.errors import InputError
 
 
@@ -119,3 +119,19 @@ def from_dict(data: Any, kind: type = Config) -> Any:
         raise InputError(f"config: {error}") from None
     except (TypeError, ValueError) as error:
         raise InputError(f"config: {kind.__name__}: {error}") from None
+
+
+def parse_mesh(text: str) -> MeshConfig:
+    """``fsdp=16,context=4``; ``fsdp`` is what is left where it is not named.
+
+    Raises:
+      InputError: an axis is unknown, or a size is no number.
+    """
+    names = [field.name for field in dataclasses.fields(MeshConfig)]
+    sizes: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if name.strip() not in names or not value.strip().lstrip("-").isdigit():
+            raise InputError(f"--mesh: expected AXIS=SIZE with an axis of {', '.join(names)}, found {part!r}")
+        sizes[name.strip()] = int(value)
+    return MeshConfig(**sizes)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,15 @@ from jaxtyping import Float, UInt8
 
 from data_pipeline.schema import FPS, SAMPLE_RATE
 from lpm_jax import pretrained
-from lpm_jax.config import Config, StreamConfig
+from lpm_jax.config import Config, MeshConfig, StreamConfig
 from lpm_jax.errors import InputError
 from lpm_jax.media import check_prompt, load_audio
 from lpm_jax.models import conditions, text
 from lpm_jax.nn.quantized import restored
 from lpm_jax.pictures import load_image, reference_kind
-from lpm_jax.streaming import generator
+from lpm_jax.streaming import generator, layout
+from lpm_jax.streaming.lanes import Lanes
+from lpm_jax.streaming.whole import Whole
 
 AMX = "amx_bf16"  # matrix units for bfloat16, as Linux names them
 SPEECH_FLOOR = 1e-3  # RMS below which half a second of sound counts as silence
@@ -42,17 +45,39 @@ class Chunk:
     frames: UInt8[np.ndarray, "frames height width 3"]
     time: float  # seconds of stream before this chunk
     state: str  # "silence", "speak", "listen" or "both"
-    seconds: float  # time it took to compute
+    seconds: float  # from when it was asked for until it was there
+
+
+class Sent(NamedTuple):
+    """A chunk on its way."""
+
+    made: Any  # with ``get``: the frames
+    time: float
+    state: str
+    began: float
+
+    def get(self) -> Chunk:
+        """Waits for it."""
+        frames = self.made.get()[0]
+        return Chunk(frames, self.time, self.state, time.perf_counter() - self.began)
 
 
 class Pipeline:
     """A model ready to perform. See :meth:`from_pretrained`, :meth:`stream` and :meth:`open`."""
 
-    def __init__(self, config: Config, params: dict, prompts: Callable[[str], np.ndarray] | None = None):
-        """``prompts`` makes ids of a prompt; by default the small encoder's."""
+    def __init__(
+        self,
+        config: Config,
+        params: dict | None,
+        prompts: Callable[[str], np.ndarray] | None = None,
+        lanes: Lanes | None = None,
+    ):
+        """``prompts`` makes ids of a prompt; by default the small encoder's. With ``lanes``, which have the weights,
+        streams run on their devices."""
         self.config = config
         self.prompts = prompts or text.reader(config.text)
-        self.params = generator.stored(config, jax.tree.map(jnp.asarray, params))
+        self.params = lanes.whole if lanes else generator.stored(config, jax.tree.map(jnp.asarray, params))
+        self.machine = lanes or Whole(config, self.params)
         self.size = config.pixels  # height and width
         self.fps = FPS
         self.sample_rate = SAMPLE_RATE
@@ -62,24 +87,40 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_dir: str | Path = "toy", dtype: Any = None, stream: Mapping[str, Any] | None = None
+        cls,
+        name_or_dir: str | Path = "toy",
+        dtype: Any = None,
+        stream: Mapping[str, Any] | None = None,
+        mesh: MeshConfig | None = None,
+        decoder: int = 0,
     ) -> Pipeline:
         """A bundled model by name, or a directory with ``config.json`` and safetensors that :meth:`save` wrote.
 
         Args:
           dtype: of weights, activations and cache; None: :func:`native_dtype`.
           stream: changes to the config's ``stream``, such as ``{"cache": "int8", "chunk": 6}``.
+          mesh: of the Generator's devices, such as ``MeshConfig(tensor=4)``; None: everything on one device.
+            Where there are as many again, the Refiner has its own (:func:`lpm_jax.streaming.layout.spread`).
+          decoder: devices of the VAE's own.
 
         Raises:
-          InputError: there is no such model, its files do not fit its config, or ``stream`` does not.
+          InputError: there is no such model, its files do not fit its config, or ``stream`` or the devices do not.
         """
         known = [field.name for field in dataclasses.fields(StreamConfig)]
         for name in stream or {}:
             if name not in known:
                 raise InputError(f"stream: expected settings among {', '.join(known)}, found {name!r}")
-        config, params = pretrained.load(name_or_dir, dtype or native_dtype())
+        folder = pretrained.locate(name_or_dir)
+        config = pretrained.read_config(folder)
         config = dataclasses.replace(config, stream=dataclasses.replace(config.stream, **stream or {}))
-        return cls(config, params, text.reader(config.text, pretrained.locate(name_or_dir)))
+        dtype, prompts = dtype or native_dtype(), text.reader(config.text, folder)
+        if mesh is None and not decoder:
+            return cls(config, pretrained.load(folder, dtype)[1], prompts)
+        mesh = mesh or MeshConfig(fsdp=1)
+        mesh = dataclasses.replace(mesh, fsdp=1) if mesh.fsdp == -1 else mesh  # what is left: a stream has one clip
+        to = layout.spread(config, jax.devices(), mesh, decoder)
+        params = pretrained.load(folder, dtype, layout.loading(config, to, mesh))[1]
+        return cls(config, None, prompts, Lanes(config, params, to.generator, mesh, to.decoder, refiner=to.refiner))
 
     def save(self, directory: str | Path, dtype=jnp.bfloat16) -> None:
         """Writes ``config.json`` and safetensors shards (each under 15 MiB) into ``directory``."""
@@ -145,10 +186,15 @@ class Pipeline:
         live = self.open(image, prompt, seed, references)
 
         def chunks() -> Iterator[Chunk]:
+            sent: deque[Sent] = deque()  # each lane works on a chunk of its own
             for start in range(0, total, self.chunk_frames):
                 at = start * SAMPLE_RATE // FPS
-                chunk = live.step(*(track[at : at + step] for track in tracks))
-                yield dataclasses.replace(chunk, frames=chunk.frames[: total - start])
+                sent.append(live.send(*(track[at : at + step] for track in tracks)))
+                last = start + self.chunk_frames >= total
+                while len(sent) >= (1 if last else self.machine.ahead):
+                    chunk = sent.popleft().get()
+                    left = total - round(chunk.time * FPS)
+                    yield dataclasses.replace(chunk, frames=chunk.frames[:left])
 
         return chunks()  # inputs were checked before the first chunk is asked for
 
@@ -172,25 +218,27 @@ class Stream:
             pictures.append(picture)
             kinds.append(conditions.VIEWS)
             valid.append(False)
-        self._state = generator.start(
-            config,
-            pipeline.params,
-            np.stack(pictures)[None],
-            np.array([kinds], np.int32),
-            np.array([valid]),
-            self._ids(prompt),
-            jax.random.key(seed),
-        )
+        references = np.stack(pictures)[None], np.array([kinds], np.int32), np.array([valid])
+        self._on = pipeline.machine.begin(*references, self._ids(prompt), jax.random.key(seed))
         self._samples = generator.chunk_samples(config)
-        self._undo: generator.Undo | None = None
+        self._undo: Any = None
         self.time = 0.0
+
+    @property
+    def _state(self) -> generator.StreamState:
+        """Of a stream on one device."""
+        return self._on.state
+
+    @_state.setter
+    def _state(self, state: generator.StreamState) -> None:
+        self._on.state = state
 
     def _ids(self, prompt: str) -> np.ndarray:
         return self.pipeline.prompts(check_prompt(prompt))[None]
 
     def set_prompt(self, prompt: str) -> None:
         """Takes effect at the next chunk; motion goes on."""
-        self._state = generator.set_prompt(self.pipeline.config, self.pipeline.params, self._state, self._ids(prompt))
+        self._on.set_prompt(self._ids(prompt))
 
     def take_back(self) -> None:
         """Undoes the last :meth:`step`, once: the stream is where it was before, bit for bit, with the prompt that it
@@ -201,13 +249,20 @@ class Stream:
         """
         if self._undo is None:
             raise RuntimeError("take_back: expected a step since the beginning or the last one taken back, found none")
-        self._state = generator.rollback(self.pipeline.config, self._state, self._undo)
+        self._on.take_back(self._undo)
         self._undo, self.time = None, self.time - self.pipeline.chunk_frames / FPS
 
     def step(
         self, speak: Float[np.ndarray, " n"] | None = None, listen: Float[np.ndarray, " m"] | None = None
     ) -> Chunk:
         """The next chunk. Tracks shorter than a chunk are padded with silence; None is silence."""
+        undo = self._on.before()
+        sent = self.send(speak, listen)
+        self._undo = undo
+        return sent.get()
+
+    def send(self, speak: Float[np.ndarray, " n"] | None = None, listen: Float[np.ndarray, " m"] | None = None) -> Sent:
+        """:meth:`step` that doesn't wait for the frames and cannot be taken back."""
         began = time.perf_counter()
         tracks, active = [], []
         for track in (speak, listen):
@@ -217,9 +272,8 @@ class Stream:
                 padded[: min(len(track), self._samples)] = np.nan_to_num(np.float32(track)[: self._samples])
             tracks.append(padded[None])
             active.append(float(np.sqrt(np.mean(padded**2))) > SPEECH_FLOOR)
-        self._undo = generator.before(self.pipeline.config, self._state)
-        self._state, frames = generator.chunk_step(self.pipeline.config, self.pipeline.params, self._state, *tracks)
-        frames = np.asarray(frames[0])
+        self._undo = None
+        made = self._on.step(*tracks)
         at, self.time = self.time, self.time + self.pipeline.chunk_frames / FPS
         state = {(0, 0): "silence", (1, 0): "speak", (0, 1): "listen", (1, 1): "both"}[tuple(map(int, active))]
-        return Chunk(frames, at, state, time.perf_counter() - began)
+        return Sent(made, at, state, began)

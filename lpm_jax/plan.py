@@ -19,26 +19,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lpm_jax.config import Config, MeshConfig
+from lpm_jax.config import Config
 from lpm_jax.errors import ArgumentParser, InputError, run_door
-from lpm_jax.options import load_config, override
+from lpm_jax.options import load_config, override, parse_mesh
 from lpm_jax.planning import topology
-
-
-def parse_mesh(text: str) -> MeshConfig:
-    """``fsdp=16,context=4``; ``fsdp`` is what is left where it is not named.
-
-    Raises:
-      InputError: an axis is unknown, or a size is no number.
-    """
-    names = [field.name for field in dataclasses.fields(MeshConfig)]
-    sizes: dict[str, int] = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        if name.strip() not in names or not value.strip().lstrip("-").isdigit():
-            raise InputError(f"--mesh: expected AXIS=SIZE with an axis of {', '.join(names)}, found {part!r}")
-        sizes[name.strip()] = int(value)
-    return MeshConfig(**sizes)
 
 
 def configure(args: argparse.Namespace, rest: list[str], compiler: str) -> Config:

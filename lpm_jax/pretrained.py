@@ -11,6 +11,7 @@ Weights go straight to devices, in the files' dtype unless another is asked for.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +81,8 @@ def load(
 ) -> tuple[Config, dict]:
     """Config and parameters ``{"dit", "speak", "listen", "prior", "text", "vae"[, "audio"]}`` on devices.
 
-    ``dtype`` None keeps the files'. ``shardings(path, shape)`` says where an array lives; None: on the first device.
+    ``dtype`` None keeps the files'. ``shardings(path, shape)`` says where an array lives, such as ``"vae/scale"``;
+    None: on the first device.
 
     Raises:
       InputError: there is no such model, or its files do not fit its config (named with what was expected).
@@ -89,9 +91,14 @@ def load(
     config = read_config(directory)
     params: dict = {}
     for stem, abstract in parts(config).items():
-        tree = mapping.load(mapping.saved_leaves(directory, stem, abstract, dtype), shardings)
+        where = shardings and functools.partial(_inside, shardings, "" if stem == "model" else f"{stem}/")
+        tree = mapping.load(mapping.saved_leaves(directory, stem, abstract, dtype), where)
         params |= tree if stem == "model" else {stem: tree}
     return config, params
+
+
+def _inside(shardings: Callable, branch: str, path: str, shape: tuple[int, ...]) -> Sharding:
+    return shardings(branch + path, shape)
 
 
 def save(directory: str | Path, config: Config, params: dict, dtype: Any = jnp.bfloat16) -> None:

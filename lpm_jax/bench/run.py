@@ -27,7 +27,7 @@ from lpm_jax.bench.schema import SCHEMA
 from lpm_jax.bench.suites import SUITES, specs
 from lpm_jax.config import StreamConfig
 from lpm_jax.errors import ArgumentParser, InputError
-from lpm_jax.options import changes
+from lpm_jax.options import changes, parse_mesh
 from lpm_jax.progress import progress
 
 
@@ -46,6 +46,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the model's noise")
     again = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
     add("--stream", **again, help="stream otherwise than the model says: levels=1 or history=clean; may be repeated")
+    add("--mesh", default="", metavar="AXIS=N", help="cut the transformer over N devices: tensor=4, or context, ring")
+    add("--decoder", type=int, default=0, metavar="N", help="devices of the VAE's own, beside those")
     add("--offline", action="store_true", help="perform as Base does, segment by segment, instead of streaming")
     add("--text-scale", type=float, help="with --offline: guidance by the prompt (default: the model's; 1 is none)")
     add("--audio-scale", type=float, help="with --offline: guidance by the sound")
@@ -67,6 +69,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
             "--stream: expected a model that streams, found " + ("--offline" if args.offline else "videos")
         )
     args.changes = changes(StreamConfig, args.stream, "--stream")
+    args.mesh = parse_mesh(args.mesh) if args.mesh else None
+    if (args.mesh or args.decoder) and (args.videos is not None or args.model == "truth" or args.offline):
+        raise InputError("--mesh: expected a model that streams, found " + ("--offline" if args.offline else "videos"))
     if not args.offline and (args.text_scale, args.audio_scale) != (None, None):
         raise InputError("--text-scale, --audio-scale: expected with --offline, found a model that streams")
     if (args.weights is None) != (args.instruments == "drawn"):
@@ -107,7 +112,7 @@ def main(argv: list[str]) -> int:
         sample = model.config.sample
         maker = {"offline": {"text_scale": sample.text_scale, "audio_scale": sample.audio_scale, "steps": sample.steps}}
     elif args.videos is None and args.model != "truth":
-        model = _pipeline(args.model, args.changes)
+        model = _pipeline(args.model, args.changes, args.mesh, args.decoder)
         maker = {"stream": args.stream} if args.stream else {}
         chunk = args.chunk or model.chunk_frames
     name = args.name or (args.videos.resolve() if args.videos else Path(args.model)).name
@@ -247,12 +252,12 @@ class _Sized:
         return iter(self.items)
 
 
-def _pipeline(model: str, otherwise: dict[str, Any]):
+def _pipeline(model: str, otherwise: dict[str, Any], mesh: Any = None, decoder: int = 0):
     from lpm_jax.compilation import keep_programs
     from lpm_jax.pipeline import Pipeline
 
     keep_programs()
-    pipeline = Pipeline.from_pretrained(model, stream=otherwise)
+    pipeline = Pipeline.from_pretrained(model, None, otherwise, mesh, decoder)
     pipeline.warm_up()
     return pipeline
 

@@ -104,13 +104,20 @@ def start(
 ) -> StreamState:
     """A stream's first state. ``pictures[:, 0]`` is the first frame, ``[:, 1]`` the global appearance, the rest views
     and expressions; ``kinds`` as in ``models/conditions.py``; ``valid`` says which are there."""
+    latents, decoder = seen(config, params["vae"], pictures)
+    text, mask = conditions.encode_text(config, params, ids)
+    return begin(config, params, latents, kinds, valid, text, mask, key)._replace(vae=decoder)
+
+
+def seen(
+    config: Config, coder: dict, pictures: UInt8[Array, "b refs h w 3"]
+) -> tuple[Float[Array, "b refs rows columns channels"], dict[str, Array]]:
+    """Latents of the references, and the decoder's state after the first of them."""
     b, refs = pictures.shape[:2]
     flat = vae.to_unit(pictures).reshape(b * refs, 1, *pictures.shape[2:])
-    latents = vae.encode(config.vae, params["vae"], flat)[0]
+    latents = vae.encode(config.vae, coder, flat)[0]
     latents = latents.reshape(b, refs, *latents.shape[2:])
-    text, mask = conditions.encode_text(config, params, ids)
-    _, decoder = vae.decode(config.vae, params["vae"], latents[:, :1])
-    return begin(config, params, latents, kinds, valid, text, mask, key)._replace(vae=decoder)
+    return latents, vae.decode(config.vae, coder, latents[:, :1])[1]
 
 
 def begin(
@@ -125,10 +132,7 @@ def begin(
 ) -> StreamState:
     """The first state from latents of the references and the encoded prompt; it has no decoder's."""
     b = references.shape[0]
-    patches = dit.patchify(config.dit, references.astype(jnp.float32))
-    times = conditions.reference_times(config.dit, kinds)
-    silence = _silent_conditions(config, params, text, text_mask)
-    given = (patches, times, valid, silence)
+    patches, times, valid, _ = given = shown(config, references, kinds, valid, text, text_mask)
     cache = denoise.pin(config, params["dit"], denoise.backbone_way(config), *given)
     refined = None
     if config.stream.refine:
@@ -139,11 +143,20 @@ def begin(
     return StreamState(cache, times, valid, anchor, near, text, text_mask, samples, samples, {}, count, key, refined)
 
 
-def _silent_conditions(config: Config, params: dict, text: Array, mask: Array) -> dit.Conditions:
-    b = text.shape[0]
-    tokens = jnp.zeros((b, STRIDE, config.audio.width))
+def shown(
+    config: Config,
+    references: Float[Array, "b refs h w c"],
+    kinds: Int[Array, "b refs"],
+    valid: Bool[Array, "b refs"],
+    text: Float[Array, "b words width"],
+    text_mask: Bool[Array, "b words"],
+) -> tuple[Array, Array, Array, dit.Conditions]:
+    """What a network is shown before the first chunk: patches and times of the references, which are there, silence."""
+    patches = dit.patchify(config.dit, references.astype(jnp.float32))
+    tokens = jnp.zeros((text.shape[0], STRIDE, config.audio.width))
     audio = branch(tokens, config.audio, 1, config.audio.speak_window, None, config.dit.head_dim)
-    return dit.Conditions(text, mask, audio, audio)
+    silence = dit.Conditions(text, text_mask, audio, audio)
+    return patches, conditions.reference_times(config.dit, kinds), valid, silence
 
 
 #: A prompt's encoded words and which of them count.

@@ -14,6 +14,7 @@ fails raises where its frames are asked for, in the session that asked, and ends
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections import deque
@@ -27,17 +28,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from lpm_jax import sharding
 from lpm_jax.config import Config, MeshConfig
 from lpm_jax.errors import InputError
-from lpm_jax.models import dit, vae
+from lpm_jax.models import conditions, dit, vae
 from lpm_jax.streaming import generator, layout
 from lpm_jax.streaming.generator import StreamState
+from lpm_jax.streaming.layout import SPACE
 from lpm_jax.streaming.refiner import RefinerState, refine
+from lpm_jax.streaming.refiner import begin as begin_refiner
 
-SPACE = "space"
 LANES = ("generator", "refiner", "vae")
 
 
@@ -107,6 +109,9 @@ class Lanes:
         )
         self._generate: Any = None  # compiled for the layout of the first stream's state, which all share
         self._refine: Any = None
+        self._see = jax.jit(partial(generator.seen, config), out_shardings=(whole, self.columns))
+        self._begin = jax.jit(partial(_first, config), out_shardings=None)
+        self._begin_refiner = jax.jit(partial(_first_refined, config), out_shardings=None)
         self._decode = jax.jit(self._frames, donate_argnums=2, out_shardings=(self.columns, self.columns))
         #: The thread that sends a lane its chunks. All streams share it: what was sent first runs first.
         self.threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in LANES if self.has(name)}
@@ -121,6 +126,32 @@ class Lanes:
     def _frames(self, params: dict, latents: Array, state: dict) -> tuple[dict, Array]:
         frames, state = vae.decode(self.config.vae, params, latents, state)
         return state, vae.to_pixels(frames)
+
+    def begin(
+        self,
+        pictures: UInt8[np.ndarray, "b refs h w 3"],
+        kinds: Int[np.ndarray, "b refs"],
+        valid: Bool[np.ndarray, "b refs"],
+        ids: Int[np.ndarray, "b words"],
+        key: Array,
+    ) -> LaneStream:
+        """A stream's beginning, as :func:`generator.start`, each part on its lane's devices."""
+        latents, decoder = self._see(self.vae, jax.device_put(pictures, NamedSharding(self.space, PartitionSpec())))
+        given = (latents, kinds, valid)
+        with sharding.on(self.mesh):
+            here = sharding.replicated(self.mesh)
+            state = self._begin(self.params, *jax.device_put((*given, ids, key), here))
+        if self.has("refiner"):
+            with sharding.on(self.refiner_mesh):
+                here = sharding.replicated(self.refiner_mesh)
+                told = jax.device_put((*given, state.text, state.text_mask, key), here)
+                state = state._replace(refiner=self._begin_refiner(self.fine, *told))
+        return self.open(state._replace(vae=decoder))
+
+    @property
+    def whole(self) -> dict:
+        """All weights, each on its lane's devices."""
+        return self.params | {"vae": self.vae} | {name: x for name, x in self.fine.items() if name == "refiner"}
 
     def open(self, state: StreamState, watch: bool = False) -> LaneStream:
         """A stream that begins with ``state`` (:func:`lpm_jax.streaming.generator.start`), laid out on the lanes.
@@ -140,6 +171,19 @@ class Lanes:
                 out = (where, sharding.replicated(self.refiner_mesh))
                 self._refine = jax.jit(partial(_refined, self.config), donate_argnums=1, out_shardings=out)
         return LaneStream(self, state, fine, decoder, watch)
+
+
+def _first(config: Config, params: dict, latents: Array, kinds: Array, valid: Array, ids: Array, key: Array):
+    """The Generator's part of :func:`lpm_jax.streaming.generator.start`."""
+    alone = dataclasses.replace(config, stream=dataclasses.replace(config.stream, refine=0.0))
+    text, mask = conditions.encode_text(config, params, ids)
+    return generator.begin(alone, params, latents, kinds, valid, text, mask, key)
+
+
+def _first_refined(config: Config, params: dict, *given: Array) -> RefinerState:
+    """The Refiner's."""
+    *told, key = given
+    return begin_refiner(config, params, *generator.shown(config, *told), jax.random.fold_in(key, 1))
 
 
 def _coarse(config: Config, params: dict, state: StreamState, speak: Array, listen: Array) -> tuple[StreamState, Any]:
@@ -215,6 +259,19 @@ class LaneStream:
 
     def _vae(self, state: dict, latents: Array) -> tuple[dict, Array]:
         return self.lanes._decode(self.lanes.vae, jax.device_put(latents, self.lanes.columns), state)
+
+    def set_prompt(self, ids: Int[np.ndarray, "b words"]) -> None:
+        """Another prompt from the next chunk on that is sent."""
+        lanes = self.lanes
+
+        def change() -> None:
+            with sharding.on(lanes.mesh):
+                told = jax.device_put(ids, sharding.replicated(lanes.mesh))
+                state = generator.set_prompt(lanes.config, lanes.params, self.parts["generator"], told)
+                text = jax.device_put((state.text, state.text_mask), sharding.replicated(lanes.mesh))
+                self.parts["generator"] = state._replace(text=text[0], text_mask=text[1])
+
+        lanes.threads["generator"].submit(change).result()
 
     def settle(self) -> dict[str, Any]:
         """The lanes' parts when all that was sent is done.

@@ -1,7 +1,8 @@
 """Streams the tiny model on 8 simulated devices, laid out in several ways.
 
 ``python -m tests.streaming.lanes_on`` prints a line of JSON for each: distances from one device, whether a chunk was
-taken back bit for bit, how often the lanes were compiled, and when they ran.
+taken back bit for bit, how often the lanes were compiled, and when they ran. With ``pipelines`` after it the same of
+:class:`lpm_jax.Pipeline`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_llvm_disable_expensive_passes=true"
 import dataclasses  # noqa: E402
 import json  # noqa: E402
 import math  # noqa: E402
+import sys  # noqa: E402
+import tempfile  # noqa: E402
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
+from lpm_jax import Pipeline, pretrained  # noqa: E402
 from lpm_jax.config import MeshConfig  # noqa: E402
 from lpm_jax.models.text import tokenize  # noqa: E402
 from lpm_jax.streaming import generator  # noqa: E402
@@ -49,8 +53,48 @@ def sounds(n: int) -> list[np.ndarray]:
 
 def main() -> None:
     fine = dataclasses.replace(CONFIG, stream=dataclasses.replace(CONFIG.stream, refine=0.4))
+    if sys.argv[1:] == ["pipelines"]:
+        pipelines(CONFIG, {"tensor": 2, "context": 2}, 4)
+        pipelines(fine, {"tensor": 2}, 2)
+        return
     for config, ways in ((CONFIG, WAYS), (fine, REFINED)):
         one_config(config, ways)
+
+
+def pipelines(config, mesh: dict, decoder: int) -> None:
+    """The same through the door: a model's folder, a file's worth of chunks, and a prompt and a chunk taken back."""
+    with tempfile.TemporaryDirectory() as folder:
+        pretrained.save(folder, config, tiny.params(config), jax.numpy.float32)
+        one = Pipeline.from_pretrained(folder, "float32")
+        many = Pipeline.from_pretrained(folder, "float32", mesh=MeshConfig(**({"fsdp": 1} | mesh)), decoder=decoder)
+    asked = {"image": tiny.picture(0, 64), "audio": tiny.sound(70_000), "prompt": "smiles", "seed": 3}
+    whole, cut = (np.concatenate([chunk.frames for chunk in pipe.stream(**asked)]).astype(int) for pipe in (one, many))
+    live = [pipe.open(tiny.picture(1, 64), references={"view/left": tiny.picture(2, 64)}) for pipe in (one, many)]
+    made = []
+    for stream in live:
+        speak = sounds(3)[0][0]
+        frames = [stream.step(speak).frames]
+        stream.set_prompt("is sad")
+        frames.append(stream.step(speak).frames)
+        stream.take_back()
+        frames.append(stream.step(speak).frames)
+        made.append(np.stack(frames).astype(int))
+    kernel = many.params["dit"]["blocks"]["speak"]["ffn_in"]["kernel"]
+    print(
+        json.dumps(
+            {
+                "refiner": bool(config.stream.refine),
+                "file": int(np.abs(whole - cut).max()),
+                "frames": list(whole.shape),
+                "live": int(np.abs(made[0] - made[1]).max()),
+                "again": bool((made[1][1] == made[1][2]).all()),
+                "prompt heard": bool((made[1][0] != made[1][1]).any()),
+                "sharded": not kernel.sharding.is_fully_replicated,
+                "devices": len({d for x in jax.tree.leaves(many.params) for d in x.devices()}),
+            }
+        ),
+        flush=True,
+    )
 
 
 def caches(state, fine) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Lanes and layouts on 8 simulated devices equal one device."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from lpm_jax.errors import InputError
 from lpm_jax.pipeline import Pipeline
 from lpm_jax.streaming.generator import chunk_samples
 from lpm_jax.streaming.lanes import Lanes
+from lpm_jax.streaming.layout import spread
 from tests import tiny
 
 
@@ -40,6 +42,19 @@ def test_every_layout_equals_one_device():
             assert all(a[3] <= b[2] + 1e-9 for a, b in zip(runs, runs[1:], strict=False))
 
 
+@pytest.mark.slow
+def test_pipelines_on_meshes_equal_one_device():
+    command = [sys.executable, "-m", "tests.streaming.lanes_on", "pipelines"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ways = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(way["refiner"], way["devices"]) for way in ways] == [(False, 8), (True, 6)]
+    for way in ways:
+        assert way["file"] <= 1 and way["live"] <= 1  # rounding
+        assert way["frames"] == [70, 64, 64, 3]
+        assert way["again"] and way["prompt heard"] and way["sharded"]
+
+
 @pytest.mark.parametrize(
     "mesh, decoder, message",
     [
@@ -58,6 +73,28 @@ def test_what_does_not_divide_is_named(mesh, decoder, message):
             MeshConfig(**({"fsdp": 1} | mesh)),
             [one] * (decoder or 1),
         )
+
+
+@pytest.mark.parametrize(
+    "mesh, decoder, count, found",
+    [
+        ({"tensor": 2}, 2, 8, ([0, 1], [2, 3], [6, 7])),
+        ({"tensor": 2, "context": 2}, 2, 8, ([0, 1, 2, 3], None, [6, 7])),  # two are left: too few for a Refiner's own
+        ({"tensor": 4}, 0, 4, ([0, 1, 2, 3], None, [0])),
+        ({}, 0, 1, ([0], None, [0])),
+    ],
+)
+def test_devices_are_dealt_out(mesh, decoder, count, found):
+    config = dataclasses.replace(tiny.CONFIG, stream=dataclasses.replace(tiny.CONFIG.stream, refine=0.4))
+    assert spread(config, list(range(count)), MeshConfig(**({"fsdp": 1} | mesh)), decoder) == found
+    assert spread(tiny.CONFIG, list(range(count)), MeshConfig(**({"fsdp": 1} | mesh)), decoder).refiner is None
+
+
+def test_too_few_devices_are_named():
+    with pytest.raises(InputError, match="--mesh, --decoder: expected at most the 4 devices there are, found 4 and 1"):
+        spread(tiny.CONFIG, [0, 1, 2, 3], MeshConfig(fsdp=1, tensor=4), 1)
+    with pytest.raises(InputError, match="--mesh: expected axes tensor, context and ring"):
+        spread(tiny.CONFIG, [0, 1, 2, 3], MeshConfig(fsdp=2, tensor=2), 0)
 
 
 def test_a_lane_that_fails_is_heard_where_its_frames_are_asked_for():
