@@ -26,8 +26,8 @@ def get_config() -> Config:
     }
     lips = {**half, "steps": 2500, "batch": 8, "optimizer": "adamw", "learning_rate": 2e-3, "ema": 0.99}
     dit = {**half, "batch": 8, "learning_rate": 4e-3, "warmup": 40, "ema": 0.99, "token_keep": 1.0, "unroll": True}
-    drawn = {**dit, "voices": 0.7, "from_picture": 0.5}
-    streamed = {**drawn, "mouth": 8.0, "extra_references": 0.3, "lips": 4.0, "from_picture": 0.7}
+    drawn = {**dit, "voices": 0.7, "from_picture": 0.3}
+    streamed = {**drawn, "mouth": 8.0, "extra_references": 0.3, "lips": 4.0}
     ode = {**dit, "steps": 320, "learning_rate": 3e-3, "mouth": 8.0, "init": "online.causal"}
     duel = {
         **half, "batch": 4, "optimizer": "adamw", "learning_rate": 1e-5, "beta1": 0.0, "beta2": 0.99, "warmup": 10,
