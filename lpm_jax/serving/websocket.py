@@ -182,11 +182,9 @@ class Conversation:
         return {"seconds": seconds, "underruns": self.playhead.underruns, **self.meter.figures()}
 
     def new_session(self, pipeline: Any) -> Session:
-        return Session(pipeline, self.picture(), self.settings["prompt"], self.settings["seed"])
-
-    def picture(self) -> Any:
-        """Of the character that is asked for, or of the first one."""
-        return self.library.image(self.settings["character"] or self.library.first_character().stem)
+        settings = self.settings
+        settings["character"] = settings["character"] or self.library.first_character().stem
+        return Session(pipeline, self.library.image(settings["character"]), settings["prompt"], settings["seed"])
 
     async def send(self, message: dict[str, Any] | bytes) -> None:
         async with self.sending:
@@ -266,7 +264,7 @@ class Conversation:
         if settings["prompt"] != before["prompt"]:
             self.session.set_prompt(settings["prompt"])
         if (settings["character"], settings["seed"]) != (before["character"], before["seed"]):
-            self.session.set_character(self.picture(), settings["seed"])
+            self.session.set_character(self.library.image(settings["character"]), settings["seed"])
         await self.send({"type": "session.updated", **settings})
 
     def known(self, character: Any) -> str:

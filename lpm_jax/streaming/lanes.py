@@ -110,8 +110,8 @@ class Lanes:
         self._generate: Any = None  # compiled for the layout of the first stream's state, which all share
         self._refine: Any = None
         self._see = jax.jit(partial(generator.seen, config), out_shardings=(whole, self.columns))
-        self._begin = jax.jit(partial(_first, config), out_shardings=None)
-        self._begin_refiner = jax.jit(partial(_first_refined, config), out_shardings=None)
+        self._begin = jax.jit(partial(_first, config))
+        self._begin_refiner = jax.jit(partial(_first_refined, config))
         self._decode = jax.jit(self._frames, donate_argnums=2, out_shardings=(self.columns, self.columns))
         #: The thread that sends a lane its chunks. All streams share it: what was sent first runs first.
         self.threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in LANES if self.has(name)}

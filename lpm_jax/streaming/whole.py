@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
@@ -67,7 +66,3 @@ class WholeStream:
     def take_back(self, undo: Undo) -> None:
         """The stream as it was before its last chunk, with the prompt that it has now."""
         self.state = generator.rollback(self.whole.config, self.state, undo)
-
-    def close(self) -> None:
-        """Waits for what was dispatched."""
-        jax.block_until_ready(self.state.near)

@@ -12,6 +12,7 @@ window from the middle of a rollout has no first frame.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -86,11 +87,12 @@ def switched(config: Config, batch: dict, at: Array, change: Array) -> tuple[dic
     tokens = STRIDE * config.stream.chunk * at
     until = {"": history_tokens(config.audio) + tokens, "_sound": history_samples(config) + TOKEN * tokens}
     mixed = dict(batch)
-    for name in (f"{track}{kind}" for track in ("speak", "listen") for kind in until):
-        if name in batch:
-            early = jnp.arange(batch[name].shape[1]) < until[name.removeprefix("speak").removeprefix("listen")]
-            which = (change[:, None] & early).reshape(*batch[name].shape[:2], *[1] * (batch[name].ndim - 2))
-            mixed[name] = jnp.where(which, jnp.roll(batch[name], 1, axis=0), batch[name])
+    for track, kind in itertools.product(("speak", "listen"), until):
+        own = batch.get(track + kind)
+        if own is not None:
+            early = change[:, None] & (jnp.arange(own.shape[1]) < until[kind])
+            early = early.reshape(*own.shape[:2], *[1] * (own.ndim - 2))
+            mixed[track + kind] = jnp.where(early, jnp.roll(own, 1, axis=0), own)
     before = jnp.where(
         change.reshape(-1, *[1] * (batch["text"].ndim - 1)), jnp.roll(batch["text"], 1, 0), batch["text"]
     )

@@ -213,7 +213,7 @@ def test_what_is_refused_does_not_take_the_rest_with_it(service):
         client = Client(socket)
         client.send("session.update", character="gone", prompt="calm", video="jpeg")
         created = client.until("session.created")
-        assert (created["character"], created["prompt"], created["video"]) == (None, "calm", "jpeg")
+        assert (created["character"], created["prompt"], created["video"]) == ("ada", "calm", "jpeg")
         assert any(event["type"] == "error" and "gone" in event["message"] for event in client.events)
         client.until("stats")
         assert service.pipeline.streams[-1].prompt == "calm"

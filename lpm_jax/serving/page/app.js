@@ -47,7 +47,7 @@ function events(event) {
       connection("live", "live");
       chunkSeconds = event.chunk_seconds;
       player.shape(...event.size);
-      select(event.character ?? first?.name);
+      select(event.character);
       if (event.prompt && !$("prompt").value) $("prompt").value = event.prompt;
       if (options.get("autospeak") === "1") say({ sample: $("samples").firstElementChild?.dataset.name });
     },
