@@ -152,13 +152,15 @@ class Window(grain.transforms.RandomMap):
     extra: float  # share of windows that show view and expression references
     inside: float = 0.5  # share of windows whose global appearance is a frame of the clip itself, as a stream's may be
     mouth: bool = False  # with the cells that the mouth is in, and how far it is open in each video frame
-    picture: float = 0.0  # share of windows that follow the global reference, not a frame of the clip, as streams do
+    picture: float = 0.0  # share of windows that are a clip's beginning and follow the global reference, as streams do
     sound: int = 0  # with the clip's samples as ``speak_sound`` and ``listen_sound``, from so many before the window on
 
     def random_map(self, clip: dict, rng: np.random.Generator) -> dict:
         total = len(clip["latents"]) - 1
         stride = -(-total // len(clip["stills"]))
         index = int(rng.integers((total - self.latents) // stride + 1))
+        picture = bool(self.picture) and rng.random() < self.picture
+        index = 0 if picture else index
         start = index * stride
         window = slice(start + 1, start + 1 + self.latents)
         kinds = clip["reference_kinds"].copy()
@@ -171,7 +173,7 @@ class Window(grain.transforms.RandomMap):
         if rng.random() < self.inside:
             appearance = clip["stills"][rng.integers(len(clip["stills"]))]
         first, shown = clip["stills"][index], rng.random() < self.first_frame
-        if self.picture and rng.random() < self.picture:
+        if picture:
             first = appearance = clip["references"][0]
             shown = True
         weight = np.ones(clip["mouth"].shape, np.float32)

@@ -82,6 +82,8 @@ def test_windows_may_follow_the_picture():
     follows = first == 1000
     assert 0.5 < follows.mean() < 0.7
     assert (appearance[follows] == 1000).all()
+    begins = np.array([out["latents"][0, 0, 0, 0] for out in made]) == 1
+    assert begins[follows].all() and not begins[~follows].all()
     assert all(out["reference_valid"].all() for out, yes in zip(made, follows, strict=True) if yes)
     shown = [bool(out["reference_valid"][0]) for out, yes in zip(made, follows, strict=True) if not yes]
     assert 0.35 < np.mean(shown) < 0.65

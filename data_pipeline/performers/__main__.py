@@ -14,6 +14,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--held-out", type=int, default=0, help="clips of held-out characters, voices and scripts")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same clips (default 0)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip (default 4)")
+    parser.add_argument("--from-rest", action="store_true", help="clips ease into what their prompts ask for")
     parser.add_argument("--workers", type=int, default=2, help="processes that render (default 2)")
     parser.add_argument("--sheet", type=Path, help="also write a contact sheet of the first clips to this PNG")
     return parser
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     from data_pipeline.performers.builder import build, contact_sheet, open_split
 
     try:
-        target = build(args.out, args.clips, args.held_out, args.seed, args.seconds, args.workers)
+        target = build(args.out, args.clips, args.held_out, args.seed, args.seconds, args.workers, args.from_rest)
         if args.sheet:
             source = open_split(args.out)
             sheet = contact_sheet([source[i] for i in range(min(12, len(source)))])

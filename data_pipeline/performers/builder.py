@@ -35,10 +35,17 @@ class Performers(tfds.core.GeneratorBasedBuilder):
     url_infos: dict = {}
 
     def __init__(
-        self, clips: int = 1, held_out: int = 0, seed: int = 0, seconds: float = 4.0, workers: int = 1, **rest
+        self,
+        clips: int = 1,
+        held_out: int = 0,
+        seed: int = 0,
+        seconds: float = 4.0,
+        workers: int = 1,
+        from_rest: bool = False,
+        **rest,
     ):
         self.counts = {"train": clips, "held_out": held_out}
-        self.seed, self.seconds, self.workers = seed, seconds, workers
+        self.seed, self.seconds, self.workers, self.from_rest = seed, seconds, workers, from_rest
         super().__init__(file_format="array_record", **rest)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -66,7 +73,8 @@ class Performers(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
         count = self.counts[split]
-        jobs = [(clip_seed(self.seed, split, i), self.seconds, split == "held_out") for i in range(count)]
+        held_out = split == "held_out"
+        jobs = [(clip_seed(self.seed, split, i), self.seconds, held_out, self.from_rest) for i in range(count)]
         for i, record in enumerate(told(in_workers(render_job, jobs, self.workers), count, split)):
             yield f"{i:07d}", record
 
@@ -116,14 +124,22 @@ def _shuffle_without_tensorflow() -> Iterator[None]:
         shuffle.tf, shuffle.BUCKETS_NUMBER = before
 
 
-def build(out: Path, clips: int, held_out: int = 0, seed: int = 0, seconds: float = 4.0, workers: int = 1) -> Path:
+def build(
+    out: Path,
+    clips: int,
+    held_out: int = 0,
+    seed: int = 0,
+    seconds: float = 4.0,
+    workers: int = 1,
+    from_rest: bool = False,
+) -> Path:
     """Render a data set below ``out`` and return its folder. It appears there only when it is whole.
 
     Raises FileExistsError where ``out`` already holds one.
     """
     tfds.disable_progress_bar()
     args = {"clips": clips, "held_out": held_out, "seed": seed, "seconds": seconds, "workers": workers}
-    builder = Performers(data_dir=str(out), **args)
+    builder = Performers(data_dir=str(out), from_rest=from_rest, **args)
     target = Path(builder.data_dir)
     if target.exists():
         raise FileExistsError(f"{out}: expected no data set yet, found one of version {builder.version}")

@@ -29,7 +29,9 @@ def clip_seed(seed: int, split: str, index: int) -> int:
     return int(np.random.SeedSequence([seed, {"train": 0, "held_out": 1}[split], index]).generate_state(1)[0])
 
 
-def make_sound(seed: int, seconds: float = 4.0, held_out: bool = False, kind: str | None = None) -> dict[str, Any]:
+def make_sound(
+    seed: int, seconds: float = 4.0, held_out: bool = False, kind: str | None = None, from_rest: bool = False
+) -> dict[str, Any]:
     """What of :func:`make_clip`'s record needs no drawing: sounds, parameters, states, prompt, and what made them."""
     from data_pipeline.performers.conversation import make_scene
     from data_pipeline.performers.motion import perform
@@ -39,7 +41,7 @@ def make_sound(seed: int, seconds: float = 4.0, held_out: bool = False, kind: st
     scene = make_scene(keys[1], frames, held_out, kind)
     prompt = sample_prompt(np.random.default_rng(keys[2]), held_out)
     speak, listen = (np.round(x * 32767).astype(np.int16) for x in (scene.speak, scene.listen))
-    params, events = perform(scene.dry, to_float(speak), to_float(listen), prompt, frames, keys[3])
+    params, events = perform(scene.dry, to_float(speak), to_float(listen), prompt, frames, keys[3], from_rest)
     events = sorted([*events, *scene.events], key=lambda e: e[1])
     return {
         "speak": speak,
@@ -62,7 +64,12 @@ def _keys(seed: int) -> list[int]:
 
 
 def make_clip(
-    seed: int, seconds: float = 4.0, held_out: bool = False, style: str | None = None, kind: str | None = None
+    seed: int,
+    seconds: float = 4.0,
+    held_out: bool = False,
+    style: str | None = None,
+    kind: str | None = None,
+    from_rest: bool = False,
 ) -> dict[str, Any]:
     """A record, the same for the same arguments.
 
@@ -71,14 +78,15 @@ def make_clip(
     ``regions`` float32 ``[frames, 3, 4]``; ``prompt`` and ``kind`` str; ``references`` a list of PNG bytes in the order
     of ``REFERENCES``, ``b""`` where missing (``global`` never is); ``character``, ``phonemes`` (start and end seconds,
     IPA), ``events``, ``voice`` and ``intention`` JSON; ``seed`` int. ``held_out`` takes the character, voices, scripts
-    and prompts that training never sees; ``style`` fixes the look of a held-out character.
+    and prompts that training never sees; ``style`` fixes the look of a held-out character. ``from_rest`` eases the
+    prompt in, where else a clip does from its first frame on what it says.
     """
     from data_pipeline.performers.character import sample_held_out_character, sample_training_character
     from data_pipeline.performers.render import references, regions, render
 
     keys = _keys(seed)
     character = sample_held_out_character(keys[0], style) if held_out else sample_training_character(keys[0])
-    record = make_sound(seed, seconds, held_out, kind)
+    record = make_sound(seed, seconds, held_out, kind, from_rest)
     dice = np.random.default_rng(keys[4])
     kept = [i == 0 or dice.random() < 0.5 for i in range(len(REFERENCES))]
     images = references(character, keys[4])
@@ -121,10 +129,10 @@ def _json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def render_job(job: tuple[int, float, bool]) -> dict[str, Any]:
-    """What a worker process does: ``make_clip`` for (seed, seconds, held_out)."""
-    seed, seconds, held_out = job
-    return make_clip(seed, seconds, held_out)
+def render_job(job: tuple[int, float, bool, bool]) -> dict[str, Any]:
+    """What a worker process does: ``make_clip`` for (seed, seconds, held_out, from_rest)."""
+    seed, seconds, held_out, from_rest = job
+    return make_clip(seed, seconds, held_out, from_rest=from_rest)
 
 
 def sound_job(job: tuple[int, float, bool]) -> dict[str, Any]:

@@ -78,11 +78,12 @@ def perform(
     prompt: Prompt,
     frames: int,
     seed: int,
+    from_rest: bool = False,
 ) -> tuple[Float[np.ndarray, "frames params"], list[Event]]:
     """Parameters in the order of ``PARAMS`` and the events behind them.
 
     ``speech`` is the dry speech with its phonemes, ``speak`` and ``listen`` the recorded tracks (24 kHz, full scale 1).
-    The seed moves only sway, glances and rare blinks.
+    The seed moves only sway, glances and rare blinks. ``from_rest`` eases the prompt in (``prompts.pose``).
     """
     rng = np.random.default_rng(seed)
     t = frame_times(frames)
@@ -126,7 +127,7 @@ def perform(
     events += [("blink", start, OWN_BLINK_DELAY if start in own_blinks else 0.0) for start in own_blinks + free_blinks]
     _glances(p, rng, t, 1 - heard["attention"], events)
 
-    pose(prompt, p)
+    pose(prompt, p, from_rest)
     if prompt.action.startswith("look") or prompt.emotion == "thinking":
         events.append(("gaze", prompt.start, 0.0))
     for side in ("lid_left", "lid_right"):

@@ -1,7 +1,8 @@
 """Prompts: what a text may ask of the performance, in simple English, and what it does to the parameters.
 
 An intention is an emotion with an intensity and, maybe, an action. Left and right are the viewer's. A prompt holds for
-the whole clip unless its text names a time, so that a streaming model needs no clock to follow it.
+the whole clip unless its text names a time, so that a streaming model needs no clock to follow it. Clips *from rest*
+begin as streams do, with a face at rest, and ease into what the prompt asks for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from data_pipeline.performers.reactions import frame_times, plateau
 
 MAX_WORDS = 24
+EASE = 0.8  # seconds from rest to what a prompt asks for, in clips that begin at rest
 INTENSITIES = {"slightly": 0.4, "": 0.7, "very": 1.0}
 
 #: Parameter offsets at full intensity. Mouth opening never belongs to an emotion: lips part for sound alone.
@@ -159,15 +161,17 @@ def add(params: dict[str, np.ndarray], offsets: dict[str, float], weight: np.nda
             params[column] = params[column] + value * weight
 
 
-def pose(prompt: Prompt, params: dict[str, np.ndarray]) -> None:
-    """Add what ``prompt`` asks for to the curves in ``params`` (float ``[frames]`` each), in place."""
+def pose(prompt: Prompt, params: dict[str, np.ndarray], from_rest: bool = False) -> None:
+    """Add what ``prompt`` asks for to the curves in ``params`` (float ``[frames]`` each), in place: all of it from the
+    first frame on, or eased in from there."""
     frames = len(params["yaw"])
     t = frame_times(frames)
-    add(params, EMOTIONS[prompt.emotion], prompt.intensity)
+    eased = plateau(t, 0.0, prompt.end + 600.0, EASE, EASE) if from_rest else 1.0
+    add(params, EMOTIONS[prompt.emotion], prompt.intensity * eased)
     if not prompt.action:
         return
     begins = prompt.start - 0.5 if prompt.start == 0 else prompt.start  # from the first frame: no easing in
-    weight = plateau(t, begins, prompt.end, 0.5, 0.5)
+    weight = plateau(t, begins, prompt.end, 0.5, 0.5) * eased
     add(params, ACTIONS[prompt.action], weight)
     since = np.maximum(0, t - prompt.start)
     if prompt.action == "nod":

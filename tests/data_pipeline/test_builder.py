@@ -148,6 +148,20 @@ def test_opening_nothing_says_how_to_make_it(folder, tmp_path):
         open_split(folder, "x")
 
 
+def test_clips_from_rest(folder, tmp_path):
+    """The same clips, but for how their prompts begin."""
+    options = ["--clips", "2", "--seed", "5", "--seconds", "1", "--workers", "1", "--from-rest"]
+    assert command.main(["--out", str(tmp_path), *options]) == 0
+    eased = {r["seed"]: r for r in open_split(tmp_path)}
+    for record in open_split(folder):
+        other = eased[record["seed"]]
+        assert other["prompt"] == record["prompt"]
+        np.testing.assert_array_equal(other["speak"], record["speak"])
+        asked = json.loads(record["intention"])
+        changed = not np.allclose(other["params"], record["params"], atol=1e-6)
+        assert changed == bool(asked["action"] or asked["intensity"])
+
+
 def test_command_line(tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
     options = [

@@ -5,7 +5,7 @@ import pytest
 
 from data_pipeline.performers.conversation import laughter, make_scene
 from data_pipeline.performers.motion import articulation, perform
-from data_pipeline.performers.prompts import ACTIONS, EMOTIONS, MAX_WORDS, Prompt, sample_prompt
+from data_pipeline.performers.prompts import ACTIONS, EASE, EMOTIONS, MAX_WORDS, Prompt, sample_prompt
 from data_pipeline.performers.reactions import laughs, phrases, reaction_events, reactions
 from data_pipeline.performers.speech import Speech, Voice, say
 from data_pipeline.performers.visemes import VISEMES, envelope, visemes_of
@@ -179,9 +179,9 @@ def test_while_only_listening_the_mouth_is_shut():
         assert column(params, "aperture").max() <= 0.02
 
 
-def silent(prompt):
+def silent(prompt, from_rest=False):
     nothing = np.zeros(FRAMES * SAMPLES_PER_FRAME, np.float32)
-    return perform(Speech(nothing, ()), nothing, nothing, prompt, FRAMES, 0)[0]
+    return perform(Speech(nothing, ()), nothing, nothing, prompt, FRAMES, 0, from_rest)[0]
 
 
 def test_prompts_pose_from_the_first_frame():
@@ -196,6 +196,19 @@ def test_prompts_pose_from_the_first_frame():
         assert column(silent(Prompt("", emotion, 1.0)), "aperture").max() == 0
     levels = [column(silent(Prompt("", "sad", x)), "frown")[0] for x in (0.4, 0.7, 1.0)]
     assert levels == sorted(levels)
+
+
+@pytest.mark.parametrize(
+    "prompt", [Prompt("", "happy", 1.0, "nod"), Prompt("", action="turn_left"), Prompt("", "sad", 0.4)]
+)
+def test_from_rest_the_prompt_is_eased_in(prompt):
+    """Its first frame is that of no prompt at all, and after the ease nothing is missing."""
+    eased, whole, nothing = silent(prompt, True), silent(prompt), silent(Prompt())
+    np.testing.assert_allclose(eased[0], nothing[0], atol=1e-6)
+    end = round(EASE * FPS) + 1
+    np.testing.assert_allclose(eased[end:], whole[end:], atol=1e-6)
+    change = np.abs(eased - nothing)[:end].max(axis=1)
+    assert change[end // 4] < 0.4 * change.max() and (np.diff(eased, axis=0)[:end] != 0).any(axis=1).all()
 
 
 def test_a_timed_action_waits_for_its_time():
