@@ -55,6 +55,7 @@ def test_the_adversary_learns_from_its_own_loss_alone():
     assert losses(better, made)[1]["adversary/loss"] < losses(JUDGE, made)[1]["adversary/loss"]
 
 
+@pytest.mark.slow
 def test_in_a_rollouts_loss_both_learn():
     params = PARAMS | {"adversary": JUDGE}
     key = jax.random.key(0)
