@@ -57,7 +57,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--silent-seconds", type=float, metavar="S", help="an idle video of S seconds, without speech")
     add("--host", default="127.0.0.1", help="address of the page; other machines may only come in if you change it")
     add("--port", type=int, default=8000)
-    add("--sessions", type=int, default=1, metavar="N", help="conversations at a time; they take turns on the machine")
+    add("--sessions", type=int, default=1, metavar="N", help="conversations at a time (default 1)")
+    add(
+        "--together",
+        action=argparse.BooleanOptionalAction,
+        help="compute their chunks in one program (default: on GPUs and TPUs), not one after the other",
+    )
     return parser.parse_args(argv)
 
 
@@ -72,6 +77,8 @@ def main() -> None:
         raise InputError(f"--seed: expected 0 to {2**31 - 1}, found {args.seed}")
     if not 1 <= args.sessions <= 64:
         raise InputError(f"--sessions: expected 1 to 64, found {args.sessions}")
+    if args.together and (args.mesh or args.decoder):
+        raise InputError("--together: expected on one device, found --mesh or --decoder beside it")
     if args.chunk is not None and not 1 <= args.chunk <= 24:
         raise InputError(f"--chunk: expected 1 to 24, found {args.chunk}")
     args.mesh = parse_mesh(args.mesh) if args.mesh else None
@@ -113,13 +120,18 @@ def tracks(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def load_pipeline(args: argparse.Namespace) -> Any:
-    from lpm_jax import Pipeline  # JAX starts here, after every input was checked
+    import jax  # JAX starts here, after every input was checked
+
+    from lpm_jax import Pipeline
     from lpm_jax.compilation import keep_programs
 
     keep_programs()
     changes = {"weights": args.weights, "cache": args.cache, "chunk": args.chunk}
     changes = {name: value for name, value in changes.items() if value}
-    return Pipeline.from_pretrained(args.model, args.dtype, changes, args.mesh, args.decoder)
+    devices = args.mesh is not None or args.decoder > 0
+    together = jax.default_backend() != "cpu" and not devices if args.together is None else args.together
+    slots = args.sessions if together and args.sessions > 1 else 0
+    return Pipeline.from_pretrained(args.model, args.dtype, changes, args.mesh, args.decoder, slots)
 
 
 def to_file(args: argparse.Namespace, references: dict[str, np.ndarray], size: tuple[int, int]) -> None:

@@ -24,6 +24,7 @@ from lpm_jax.nn.quantized import restored
 from lpm_jax.pictures import load_image, reference_kind
 from lpm_jax.streaming import generator, layout
 from lpm_jax.streaming.lanes import Lanes
+from lpm_jax.streaming.shared import Shared
 from lpm_jax.streaming.whole import Whole
 
 AMX = "amx_bf16"  # matrix units for bfloat16, as Linux names them
@@ -71,13 +72,14 @@ class Pipeline:
         params: dict | None,
         prompts: Callable[[str], np.ndarray] | None = None,
         lanes: Lanes | None = None,
+        slots: int = 0,
     ):
         """``prompts`` makes ids of a prompt; by default the small encoder's. With ``lanes``, which have the weights,
-        streams run on their devices."""
+        streams run on their devices; with ``slots``, so many are computed in one program."""
         self.config = config
         self.prompts = prompts or text.reader(config.text)
         self.params = lanes.whole if lanes else generator.stored(config, jax.tree.map(jnp.asarray, params))
-        self.machine = lanes or Whole(config, self.params)
+        self.machine = lanes or (Shared(config, self.params, slots) if slots else Whole(config, self.params))
         self.size = config.pixels  # height and width
         self.fps = FPS
         self.sample_rate = SAMPLE_RATE
@@ -93,6 +95,7 @@ class Pipeline:
         stream: Mapping[str, Any] | None = None,
         mesh: MeshConfig | None = None,
         decoder: int = 0,
+        slots: int = 0,
     ) -> Pipeline:
         """A bundled model by name, or a directory with ``config.json`` and safetensors that :meth:`save` wrote.
 
@@ -102,6 +105,8 @@ class Pipeline:
           mesh: of the Generator's devices, such as ``MeshConfig(tensor=4)``; None: everything on one device.
             Where there are as many again, the Refiner has its own (:func:`lpm_jax.streaming.layout.spread`).
           decoder: devices of the VAE's own.
+          slots: streams of one device that are computed in one program, those that are asked for at the same time as
+            one batch (:mod:`lpm_jax.streaming.shared`); 0: they take turns. A stream leaves its slot when it is closed.
 
         Raises:
           InputError: there is no such model, its files do not fit its config, or ``stream`` or the devices do not.
@@ -115,12 +120,19 @@ class Pipeline:
         config = dataclasses.replace(config, stream=dataclasses.replace(config.stream, **stream or {}))
         dtype, prompts = dtype or native_dtype(), text.reader(config.text, folder)
         if mesh is None and not decoder:
-            return cls(config, pretrained.load(folder, dtype)[1], prompts)
+            return cls(config, pretrained.load(folder, dtype)[1], prompts, slots=slots)
+        if slots:
+            raise InputError(f"slots: expected on one device, found {slots} beside a mesh")
         mesh = mesh or MeshConfig(fsdp=1)
         mesh = dataclasses.replace(mesh, fsdp=1) if mesh.fsdp == -1 else mesh  # what is left: a stream has one clip
         to = layout.spread(config, jax.devices(), mesh, decoder)
         params = pretrained.load(folder, dtype, layout.loading(config, to, mesh))[1]
         return cls(config, None, prompts, Lanes(config, params, to.generator, mesh, to.decoder, refiner=to.refiner))
+
+    @property
+    def together(self) -> bool:
+        """Whether chunks that several streams ask for at the same time are computed at once."""
+        return isinstance(self.machine, Shared)
 
     def save(self, directory: str | Path, dtype=jnp.bfloat16) -> None:
         """Writes ``config.json`` and safetensors shards (each under 15 MiB) into ``directory``."""
@@ -137,6 +149,7 @@ class Pipeline:
         stream.take_back()
         stream.set_prompt("smiles")
         stream.step(None, None)
+        stream.close()
         self.compile_seconds = time.perf_counter() - began
         self._warm = True
 
@@ -187,14 +200,17 @@ class Pipeline:
 
         def chunks() -> Iterator[Chunk]:
             sent: deque[Sent] = deque()  # each lane works on a chunk of its own
-            for start in range(0, total, self.chunk_frames):
-                at = start * SAMPLE_RATE // FPS
-                sent.append(live.send(*(track[at : at + step] for track in tracks)))
-                last = start + self.chunk_frames >= total
-                while len(sent) >= (1 if last else self.machine.ahead):
-                    chunk = sent.popleft().get()
-                    left = total - round(chunk.time * FPS)
-                    yield dataclasses.replace(chunk, frames=chunk.frames[:left])
+            try:
+                for start in range(0, total, self.chunk_frames):
+                    at = start * SAMPLE_RATE // FPS
+                    sent.append(live.send(*(track[at : at + step] for track in tracks)))
+                    last = start + self.chunk_frames >= total
+                    while len(sent) >= (1 if last else self.machine.ahead):
+                        chunk = sent.popleft().get()
+                        left = total - round(chunk.time * FPS)
+                        yield dataclasses.replace(chunk, frames=chunk.frames[:left])
+            finally:
+                live.close()
 
         return chunks()  # inputs were checked before the first chunk is asked for
 
@@ -252,18 +268,25 @@ class Stream:
         self._on.take_back(self._undo)
         self._undo, self.time = None, self.time - self.pipeline.chunk_frames / FPS
 
+    def close(self) -> None:
+        """Ends the stream: its place is free for another."""
+        self._on.close()
+
     def step(
         self, speak: Float[np.ndarray, " n"] | None = None, listen: Float[np.ndarray, " m"] | None = None
     ) -> Chunk:
         """The next chunk. Tracks shorter than a chunk are padded with silence; None is silence."""
-        undo = self._on.before()
-        sent = self.send(speak, listen)
-        self._undo = undo
-        return sent.get()
+        return self.send(speak, listen, undo=True).get()
 
-    def send(self, speak: Float[np.ndarray, " n"] | None = None, listen: Float[np.ndarray, " m"] | None = None) -> Sent:
-        """:meth:`step` that doesn't wait for the frames and cannot be taken back."""
+    def send(
+        self,
+        speak: Float[np.ndarray, " n"] | None = None,
+        listen: Float[np.ndarray, " m"] | None = None,
+        undo: bool = False,
+    ) -> Sent:
+        """:meth:`step` that doesn't wait for the frames; only with ``undo`` it can be taken back."""
         began = time.perf_counter()
+        self._undo = self._on.before() if undo else None
         tracks, active = [], []
         for track in (speak, listen):
             padded = np.zeros(self._samples, np.float32)
@@ -272,7 +295,6 @@ class Stream:
                 padded[: min(len(track), self._samples)] = np.nan_to_num(np.float32(track)[: self._samples])
             tracks.append(padded[None])
             active.append(float(np.sqrt(np.mean(padded**2))) > SPEECH_FLOOR)
-        self._undo = None
         made = self._on.step(*tracks)
         at, self.time = self.time, self.time + self.pipeline.chunk_frames / FPS
         state = {(0, 0): "silence", (1, 0): "speak", (0, 1): "listen", (1, 1): "both"}[tuple(map(int, active))]

@@ -13,8 +13,8 @@ STALL_SECONDS = 60.0  # a chunk that takes so long never comes
 
 
 class Engine:
-    """Loads a pipeline in its own thread and runs every call on it there, one after the other: sessions take turns, a
-    chunk each.
+    """Loads a pipeline in its own thread and runs every chunk on it there: sessions take turns, a chunk each. Where a
+    pipeline computes chunks together, those that wait for their turn are asked for first, and then waited for.
 
     ``load`` returns a warm pipeline. The thread is a daemon: leaving the program does not wait for a compilation.
     """
@@ -22,7 +22,7 @@ class Engine:
     def __init__(self, load: Callable[[], Any], sessions: int = 1) -> None:
         """``sessions`` may be live at a time."""
         self._load, self.sessions = load, sessions
-        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue = queue.SimpleQueue()  # of futures and functions that begin their work
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self.pipeline: Any = None
         self.error: BaseException | None = None
@@ -53,20 +53,24 @@ class Engine:
             raise RuntimeError(f"the model did not load: {self.error}")
         return self.pipeline
 
-    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """``function(*args)`` in the model's thread.
+    async def chunk(self, session: Any) -> Any:
+        """The session's next chunk: ``session.begin()`` and what that returns, in the model's thread.
 
         Raises:
           RuntimeError: no answer within :data:`STALL_SECONDS`; the thread may still be at it.
         """
         job: Future = Future()
-        self._jobs.put((job, function, args))
+        self._jobs.put((job, session.begin))
         try:
             return await asyncio.wait_for(asyncio.wrap_future(job), STALL_SECONDS)
         except TimeoutError:
             if job.done() and not job.cancelled():  # its own
                 raise
             raise RuntimeError(f"the model stalled: no chunk within {STALL_SECONDS:g} s") from None
+
+    def post(self, function: Callable[[], Any]) -> None:
+        """``function()`` in the model's thread, some time; what it raises is lost."""
+        self._jobs.put((Future(), lambda: function))
 
     def _work(self) -> None:
         try:
@@ -76,11 +80,23 @@ class Engine:
             return
         finally:
             self.loaded.set()
+        together = getattr(self.pipeline, "together", False)
         while (item := self._jobs.get()) is not None:
-            job, function, args = item
-            if not job.set_running_or_notify_cancel():
-                continue  # whoever asked has gone
-            try:
-                job.set_result(function(*args))
-            except BaseException as error:
-                job.set_exception(error)
+            items = [item]
+            while together and not self._jobs.empty() and (item := self._jobs.get()) is not None:
+                items.append(item)
+            begun = [(job, attempt(job, begin)) for job, begin in items if job.set_running_or_notify_cancel()]
+            for job, finish in begun:
+                if finish is not None:
+                    attempt(job, lambda job=job, finish=finish: job.set_result(finish()))
+            if item is None:
+                return
+
+
+def attempt(job: Future, function: Callable[[], Any]) -> Any:
+    """``function()``; what it raises is the job's answer."""
+    try:
+        return function()
+    except BaseException as error:
+        job.set_exception(error)
+        return None

@@ -1,8 +1,9 @@
 """One conversation, without any network: what was said and heard goes in, chunks of picture and sound come out.
 
-``Session.step`` runs in the model's own thread; everything else may be called from any thread and takes effect at the
-next chunk boundary. The user's sound waits in a ring of 3 s, or two chunks, that drops its oldest part; the agent's
-speech waits in a queue of utterances that drops nothing but what is interrupted.
+``Session.step``, or its first half ``begin``, and ``close`` run in the model's own thread; everything else may be
+called from any thread and takes effect at the next chunk boundary. The user's sound waits in a ring of 3 s, or two
+chunks, that drops its oldest part; the agent's speech waits in a queue of utterances that drops nothing but what is
+interrupted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -202,12 +204,19 @@ class Session:
 
     def step(self) -> Block:
         """Generate the next chunk (blocking)."""
+        return self.begin()()
+
+    def begin(self) -> Callable[[], Block]:
+        """Ask for the next chunk; what comes back waits for it. Sessions that ask before any of them waits may be
+        computed at once (``Pipeline.together``)."""
         started = time.perf_counter()
         with self._lock:
             image, self._image = self._image, None
             prompt, self._prompt = self._prompt, None
         if image is not None:  # a picture that cannot be opened leaves the stream as it was
-            self._stream = self.pipeline.open(image, prompt=self.prompt, seed=self.seed)
+            before, self._stream = self._stream, self.pipeline.open(image, prompt=self.prompt, seed=self.seed)
+            if before is not None:
+                before.close()
         elif prompt is not None:
             self._stream.set_prompt(prompt)
         with self._lock:
@@ -223,11 +232,21 @@ class Session:
             begun = dropped.utterance
             if begun is not None and begun is not dropped.speaking:  # its beginning was told, and is not heard now
                 events.append(_ended(begun, dropped.begin, self.pipeline.sample_rate, interrupted=True))
-        chunk = self._stream.step(speak, made.listen)
-        begin, made.frames = self.time, len(chunk.frames)
-        self.frames, self._made = self.frames + made.frames, made
-        sound = np.zeros(self.samples, np.float32) if speak is None else speak
-        return Block(begin, chunk.frames, sound, chunk.state, time.perf_counter() - started, tuple(events))
+        sent = self._stream.send(speak, made.listen, undo=True)
+
+        def finish() -> Block:
+            chunk = sent.get()
+            begin, made.frames = self.time, len(chunk.frames)
+            self.frames, self._made = self.frames + made.frames, made
+            sound = np.zeros(self.samples, np.float32) if speak is None else speak
+            return Block(begin, chunk.frames, sound, chunk.state, time.perf_counter() - started, tuple(events))
+
+        return finish
+
+    def close(self) -> None:
+        """The conversation is over."""
+        if self._stream is not None:
+            self._stream.close()
 
     def _drop(self) -> Made | None:
         """On an interruption, the last chunk taken back if it is not shown yet. The lock is held."""

@@ -100,6 +100,8 @@ class Conversation:
             try:
                 await asyncio.wait(tasks)
             finally:
+                if self.session is not None:
+                    self.engine.post(self.session.close)
                 self.engine.live -= 1
                 self.engine.watched.remove(self)
 
@@ -140,7 +142,7 @@ class Conversation:
                 continue
             asked = time.perf_counter()
             try:
-                block: Block = await self.engine.call(session.step)
+                block: Block = await self.engine.chunk(session)
             except InputError as error:
                 await self.error("bad_input", str(error))
                 if session.time == 0:

@@ -11,6 +11,7 @@ Two ways to compute, the same results up to rounding:
 from __future__ import annotations
 
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from lpm_jax.streaming import generator
 from lpm_jax.streaming.generator import StreamState
 
 WAYS = ("turns", "together")
+Tree = TypeVar("Tree")
 
 
 def empty(state: StreamState, slots: int) -> StreamState:
@@ -35,13 +37,13 @@ def empty(state: StreamState, slots: int) -> StreamState:
 
 
 @partial(jax.jit, donate_argnums=0)
-def join(states: StreamState, slot: Int[Array, ""], state: StreamState) -> StreamState:
-    """``state``, a single stream's, in a slot. ``states`` is donated."""
+def join(states: Tree, slot: Int[Array, ""] | int, state: Tree) -> Tree:
+    """``state``, a single stream's or a part of it, in a slot. ``states`` is donated."""
     return jax.tree.map(lambda all, one: all.at[slot].set(one), states, state)
 
 
 @jax.jit
-def take(states: StreamState, slot: Int[Array, ""]) -> StreamState:
+def take(states: StreamState, slot: Int[Array, ""] | int) -> StreamState:
     """A slot's stream."""
     return jax.tree.map(lambda all: all[slot], states)
 

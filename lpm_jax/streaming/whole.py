@@ -66,3 +66,6 @@ class WholeStream:
     def take_back(self, undo: Undo) -> None:
         """The stream as it was before its last chunk, with the prompt that it has now."""
         self.state = generator.rollback(self.whole.config, self.state, undo)
+
+    def close(self) -> None:
+        """Nothing is on its way, and nobody waits for its place."""

@@ -21,6 +21,14 @@ class Chunk:
     seconds: float
 
 
+@dataclass
+class Sent:
+    chunk: Chunk
+
+    def get(self) -> Chunk:
+        return self.chunk
+
+
 def loud(samples: np.ndarray | None) -> bool:
     return samples is not None and float(np.sqrt(np.mean(samples**2))) > 1e-3
 
@@ -37,7 +45,13 @@ class FakeStream:
         self.calls.append("taken back")
         self.time -= 0.5
 
+    def close(self) -> None:
+        self.closed = True
+
     def step(self, speak: np.ndarray | None, listen: np.ndarray | None) -> Chunk:
+        return self.send(speak, listen).get()
+
+    def send(self, speak: np.ndarray | None, listen: np.ndarray | None, undo: bool = False) -> Sent:
         self.calls.append((speak, listen))
         time.sleep(self.pipeline.delay)
         talks, hears = loud(speak), loud(listen)
@@ -47,7 +61,7 @@ class FakeStream:
             level = 0.0 if speak is None else float(np.abs(speak[1000 * i : 1000 * i + 1000]).mean())
             frames.append(draw(self.image, self.time + i / 24, min(1.0, 10 * level)))
         begin, self.time = self.time, self.time + 0.5
-        return Chunk(np.stack(frames), begin, state, self.pipeline.delay)
+        return Sent(Chunk(np.stack(frames), begin, state, self.pipeline.delay))
 
 
 class FakePipeline:

@@ -198,15 +198,15 @@ def test_an_interruption_while_the_last_of_speech_is_made(session, shown):
     """Its queue is empty by then; a chunk that is not shown yet is made anew, one that is, ends."""
     session.step()
     session.say(np.full(CHUNK, 0.5, np.float32))
-    stream, step = session._stream, session._stream.step
+    stream, send = session._stream, session._stream.send
 
-    def interrupted(*sound):
+    def interrupted(*sound, **how):
         session.interrupt(shown)
-        return step(*sound)
+        return send(*sound, **how)
 
-    stream.step = interrupted
+    stream.send = interrupted
     session.step()
-    stream.step = step
+    stream.send = send
     block = session.step()
     assert not block.audio.any()
     dropped = ["playback.dropped", "agent.speak_ended"]

@@ -294,12 +294,12 @@ def test_several_sessions_take_turns(service):
 
 
 def test_a_failing_model_closes_the_session(service, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("out of memory")
 
     with conversation(service) as client:
         client.until("stats")
-        monkeypatch.setattr(service.pipeline.streams[-1], "step", fail)
+        monkeypatch.setattr(service.pipeline.streams[-1], "send", fail)
         assert "out of memory" in client.until("error")["message"]
         assert client.until("session.closed")["reason"] == "failed"
     with conversation(service) as client:
