@@ -4,7 +4,8 @@
 
 Sessions take turns on one model, a chunk each, as in ``serve.py --sessions``: half of them speak, half listen. A round
 makes one chunk for everybody; as long as 95 % of the rounds take no longer than a chunk plays, nobody waits. Sessions
-are added until that no longer holds. Beside it stands the same with ``streaming/slots.py``: one program for all.
+are added until that no longer holds. Beside it stand ``--slots`` sessions whose chunks are computed in one program, as
+with ``--together``, and one session in that program, the other slots idle.
 """
 
 from __future__ import annotations
@@ -34,31 +35,14 @@ def rounds_of(sessions: list[Any], speech: np.ndarray, rounds: int) -> list[floa
         for n, session in enumerate(sessions):
             samples = np.roll(speech, -i * session.samples)[: session.samples]
             session.say(samples) if n % 2 == 0 else session.listen.append(samples)
-            session.step()
+        if sessions[0].pipeline.together:
+            for finish in [session.begin() for session in sessions]:
+                finish()
+        else:
+            for session in sessions:
+                session.step()
         found.append(time.perf_counter() - began)
     return found
-
-
-def in_slots(pipe: Any, picture: Any, speech: np.ndarray, slots: int, way: str, rounds: int) -> list[float]:
-    """The same in one program with ``slots`` slots, all of them taken."""
-    import jax
-    import jax.numpy as jnp
-
-    from lpm_jax.streaming import generator
-    from lpm_jax.streaming.slots import empty, join, slots_step
-
-    state = pipe.open(picture)._state
-    states = empty(state, slots)
-    for slot in range(slots):
-        states = join(states, jnp.int32(slot), state)
-    size, active, found = generator.chunk_samples(pipe.config), jnp.ones(slots, bool), []
-    sound = np.resize(speech, (slots, size)).astype(np.float32)
-    for _ in range(rounds + 1):  # the first compiles
-        began = time.perf_counter()
-        states, frames = slots_step(pipe.config, pipe.params, states, active, sound, sound * 0, way=way)
-        np.asarray(jax.block_until_ready(frames))
-        found.append(time.perf_counter() - began)
-    return found[1:]
 
 
 def main() -> int:
@@ -92,9 +76,13 @@ def main() -> int:
             break
         held = count
     rows.insert(0, Row("sessions held at 1.0x", held))
-    for way in ("turns", "together"):
-        seconds = in_slots(pipe, picture, speech, args.slots, way, args.rounds)
-        rows.append(Row(f"{args.slots} slots, {way}: times real time", pipe.chunk_frames / pipe.fps / np.mean(seconds)))
+    for count in dict.fromkeys((args.slots, 1)):
+        together = Pipeline.from_pretrained(args.model, args.dtype, slots=args.slots)
+        sessions = [Session(together, picture, seed=n) for n in range(count)]
+        rounds_of(sessions, speech, 2)  # compiles
+        seconds = rounds_of(sessions, speech, args.rounds)
+        name = f"{count} of {args.slots} slots together: times real time"
+        rows.append(Row(name, sessions[0].chunk_seconds / float(np.mean(seconds))))
     print(table(rows))
     command = f"python -m benchmarks.sessions --rounds {args.rounds} --slots {args.slots}"
     command += f" --dtype {args.dtype}" if args.dtype else ""

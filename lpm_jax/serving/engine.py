@@ -80,7 +80,7 @@ class Engine:
             return
         finally:
             self.loaded.set()
-        together = getattr(self.pipeline, "together", False)
+        together = self.pipeline.together
         while (item := self._jobs.get()) is not None:
             items = [item]
             while together and not self._jobs.empty() and (item := self._jobs.get()) is not None:

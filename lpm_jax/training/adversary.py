@@ -8,8 +8,10 @@ Lin et al., "Autoregressive Adversarial Post-Training", arXiv 2506.09350).
 
 The adversary learns in the student's own step from the chunks that the step made, with the hinge loss and Lin et al.'s
 approximation of R1 (arXiv 2501.08316): its answer may not change with a little noise. How hard it pulls needs no
-tuning to the loss beside it: each clip's pull is as long as ``distill.adversary`` times the gradient of the other
-losses there. Both sides are seen with noise, so that what no eye would see decides nothing. It is no part of the model.
+tuning to the loss beside it: in each patch it is ``distill.adversary`` times as long as the gradient of the other
+losses, so that where nothing is uncertain nothing is pulled, and only as far as the adversary can tell the two apart:
+one that knows nothing draws patterns. Both sides are seen with noise, so that what no eye would see decides nothing. It
+is no part of the model.
 """
 
 from __future__ import annotations
@@ -97,19 +99,20 @@ def losses(
         return -jnp.mean(answers(still, dit.unpatchify(config.dit, patches, *rows), k_fake))
 
     at = jax.lax.stop_gradient(made).astype(jnp.float32)
-    pulled = stretched(jax.grad(pleased)(at), jax.grad(others)(at), config.distill.adversary)
-    pull = jnp.sum(jax.lax.stop_gradient(pulled) * (made.astype(jnp.float32) - at))  # zero, with that gradient
-
     fake, real = answers(params, dit.unpatchify(config.dit, at, *rows), k_fake), answers(params, truth, k_real)
     nudged = answers(params, truth + NUDGE * jax.random.normal(k_nudge, truth.shape), k_real)
     told = jnp.mean(nn.relu(1 + fake)) + jnp.mean(nn.relu(1 - real))
     steady = jnp.mean(jnp.square(nudged - real))
+    knows = jnp.clip((jnp.mean(real) - jnp.mean(fake)) / 2, 0, 1)  # the hinge loss asks for a difference of two
+    pulled = stretched(jax.grad(pleased)(at), jax.grad(others)(at), config.distill.adversary * knows)
+    pull = jnp.sum(jax.lax.stop_gradient(pulled) * (made.astype(jnp.float32) - at))  # zero, with that gradient
     metrics = {"adversary/loss": told, "adversary/real": jnp.mean(real), "adversary/fake": jnp.mean(fake)}
     return pull + told + STEADY * steady, metrics | {"adversary/unsteady": steady}
 
 
-def stretched(pull: Float[Array, "b *rest"], beside: Float[Array, "b *rest"], share: float) -> Float[Array, "b *rest"]:
-    """``pull`` as long, clip by clip, as ``share`` of ``beside``."""
-    axes = tuple(range(1, pull.ndim))
-    length = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))  # noqa: E731
+def stretched(
+    pull: Float[Array, "*rest pc"], beside: Float[Array, "*rest pc"], share: float | Float[Array, ""]
+) -> Float[Array, "*rest pc"]:
+    """``pull`` as long, patch by patch, as ``share`` of ``beside``."""
+    length = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))  # noqa: E731
     return pull * share * length(beside) / jnp.maximum(length(pull), 1e-12)

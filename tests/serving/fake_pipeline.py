@@ -66,6 +66,7 @@ class FakeStream:
 
 class FakePipeline:
     size, fps, sample_rate, chunk_frames, compile_seconds = (128, 128), 24, 24_000, 12, 0.0
+    together = False
 
     def __init__(self, delay: float = 0.01) -> None:
         self.delay, self.streams, self.warm = delay, [], False
