@@ -52,6 +52,7 @@ def get_config() -> Config:
             "vae": {**vae, "ema": 0.998},
             "audio": audio,
             "lips": lips,
+            "faces": lips,
             "base.speak": {**drawn, "steps": 250, "kinds": ("speak", "idle")},
             "base.listen": {**drawn, "steps": 300},
             "base.identity": {**drawn, "steps": 100, "extra_references": 0.3, "lips": 4.0},

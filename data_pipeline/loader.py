@@ -153,6 +153,7 @@ class Window(grain.transforms.RandomMap):
     inside: float = 0.5  # share of windows whose global appearance is a frame of the clip itself, as a stream's may be
     mouth: bool = False  # with the cells that the mouth is in, and how far it is open in each video frame
     picture: float = 0.0  # share of windows that are a clip's beginning and follow the global reference, as streams do
+    params: bool = False  # with the performance's parameters in each video frame
     sound: int = 0  # with the clip's samples as ``speak_sound`` and ``listen_sound``, from so many before the window on
 
     def random_map(self, clip: dict, rng: np.random.Generator) -> dict:
@@ -190,8 +191,10 @@ class Window(grain.transforms.RandomMap):
             "weights": weight[window],
             "kind": clip["kind"],
         }
+        frames = slice(frame, frame + LATENT_STRIDE * self.latents)
+        if self.params:
+            out["params"] = clip["params"][frames]
         if self.mouth:
-            frames = slice(frame, frame + LATENT_STRIDE * self.latents)
             out |= {"mouth": clip["mouth"][window], "aperture": clip["aperture"][frames]}
         if not self.extra:
             out |= {name: out[name][:2] for name in ("references", "reference_kinds", "reference_valid")}

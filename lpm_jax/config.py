@@ -286,6 +286,8 @@ class TrainConfig:
     voices: float = 0.0
     # Weight of the lips' own loss (training/lips.py): base stages, online.causal, .rollout and .stream_audio.
     lips: float = 0.0
+    # Likewise, of what the whole face does (training/faces.py): online.rollout and .stream_audio.
+    faces: float = 0.0
     # Start from this stage's weights instead of the one before's; STAGE@STEP or STAGE@latest: from the average in its
     # checkpoint; "scratch": from none.
     init: str = ""
@@ -323,7 +325,6 @@ class DistillConfig:
     switch: float = 0.0  # share of clips in a rollout whose prompt and sound change where that end begins
     corrupt: float = 0.0  # standard deviation of noise on what a chunk leaves for the next, as a share of its own
     guidance: float = 0.0  # online.rollout, .stream_audio: share of what sound changes in mouths that is exaggerated
-    adversary: float = 0.0  # likewise: how hard an adversary pulls, as a share of the other losses (adversary.py)
     perceptual: float = 0.0  # weight of the features' distance from the teacher's sample (off-policy stage)
     windows: int = 512  # of the teacher's samples: trajectories that are kept
     fresh: float = 0.0  # share of them that start from noise of their own instead of the trajectory's (online.ode)
@@ -337,8 +338,6 @@ class DistillConfig:
             raise InputError(
                 f"distill.gradient: expected from 1 to distill.rollout ({self.rollout}), found {self.gradient}"
             )
-        if self.adversary < 0:
-            raise InputError(f"distill.adversary: expected 0 or more, found {self.adversary}")
         if not 0 <= self.guidance < 1:
             raise InputError(f"distill.guidance: expected 0 <= guidance < 1, found {self.guidance}")
         for name in ("generator_every", "windows"):

@@ -38,7 +38,7 @@ def stage_config(config: Config, stage: str, compiler: str) -> Config:
         if stage not in config.stages:
             raise InputError(f"--stage: expected {CHUNK} or one of {', '.join(config.stages)}, found {stage!r}")
         config = config.for_stage(stage)
-    if stage in ("vae", "audio", "lips"):
+    if stage in ("vae", "audio", "lips", "faces"):
         raise InputError(f"--stage {stage}: expected {CHUNK} or a diffusion stage: it is not sharded")
     train = dataclasses.replace(config.train, attention=config.train.attention or KERNELS[compiler])
     stream = dataclasses.replace(config.stream, attention=config.stream.attention or KERNELS[compiler])

@@ -21,7 +21,7 @@ from lpm_jax.config import Config
 from lpm_jax.models import conditions, vae, wav2vec
 from lpm_jax.models.audio import STRIDE, TOKEN
 from lpm_jax.streaming import generator
-from lpm_jax.training import adversary, distill, duel, ode, on_policy, online
+from lpm_jax.training import distill, duel, ode, on_policy, online
 from lpm_jax.training.flow_matching import CAUSAL, frozen, make_loss
 from lpm_jax.training.step import Program, make_program
 
@@ -81,8 +81,6 @@ def train_program(config: Config, stage: str, mesh: Mesh) -> tuple[Callable, tup
         params = online.refined_shapes(config)
         if config.audio.wav2vec is not None:
             params["audio"] = wav2vec.abstract(config.audio.wav2vec)
-    if stage in on_policy.STAGES and config.distill.adversary:
-        params = (params or conditions.abstract(config)) | {"adversary": adversary.shapes(config)}
     program = abstract_program(config, mesh, params)
     batch = batch_shapes(config, mesh, online.window_latents(config, stage) if stage in online.STAGES else 0)
     if stage == online.ODE:

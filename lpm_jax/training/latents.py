@@ -35,6 +35,7 @@ from lpm_jax.models.vae import toy
 STILL_EVERY = 3  # latent frames between the frames that are also encoded as pictures: where windows may start
 REFERENCE_SLOTS = 5  # the global appearance and up to four views or expressions
 KINDS = ("speak", "listen", "conversation", "idle")
+ROW = 2  # what a row holds: raised where that changes, so that no cache lacks a field
 
 
 class LatentSource:
@@ -87,9 +88,9 @@ def variance_around_reference(source: LatentSource, clips: int = 200) -> np.ndar
 
 
 def fingerprint(config: Config, weights: dict, source) -> str:
-    """Ten hexadecimal digits of the autoencoder's weights, of how sound and words become numbers, and of the data set's
-    size and first clip."""
-    how = (digest(weights), config.audio.bands, config.audio.hops_per_frame, config.text, len(source))
+    """Ten hexadecimal digits of the autoencoder's weights, of how sound and words become numbers, of what is kept, and
+    of the data set's size and first clip."""
+    how = (ROW, digest(weights), config.audio.bands, config.audio.hops_per_frame, config.text, len(source))
     return hashlib.sha256(repr(how).encode() + bytes(source[0]["video"])).hexdigest()[:10]
 
 
@@ -139,7 +140,7 @@ def encode_clip(config: Config, encode, record: dict) -> dict[str, np.ndarray]:
         "reference_kinds": kinds,
         "text": tokenize(config.text, _text(record["prompt"])),
         "kind": np.int32(KINDS.index(_text(record["kind"]))),
-        "pitch": np.asarray(record["params"][:, PARAM_INDEX["pitch"]], np.float32),
+        "params": np.asarray(record["params"], np.float32),
         "aperture": np.asarray(record["params"][:, PARAM_INDEX["aperture"]], np.float32),
         **mel,
         **maps,

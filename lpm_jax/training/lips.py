@@ -9,6 +9,7 @@ another network than the benchmark's reader, which sees pixels, and it is not pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import flax.linen as nn
@@ -79,8 +80,9 @@ def difference(
     batch: dict,
     keep: Array | None,
     counts: Float[Array, "b frames"],
+    read: Callable[..., Array] = read,
 ) -> Float[Array, ""]:
-    """Mean square of what is read from ``estimates`` less what is read from the truth, over the frames that count.
+    """Mean square of what ``read`` finds in ``estimates`` less what it finds in the truth, over the frames that count.
     Patches that were not computed (all but ``keep``) are the truth's."""
     truth = batch["latents"].astype(jnp.float32)
     patches = estimates.astype(jnp.float32)

@@ -12,7 +12,7 @@ lips open less wide than they should.
 without Classifier-Free Guidance", arXiv 2502.12154): what a chunk would have been without sound and prompt is computed
 beside it, and the clip that it is compared with is moved by so much of the difference where the mouth is. (Everywhere,
 it drew ghosts: a latent beyond that of a turned head is not one of a head turned further.) The network learns to do
-without from clips whose sound and prompt are dropped. ``distill.adversary`` mends the blur of means (``adversary.py``).
+without from clips whose sound and prompt are dropped.
 
 ``online.stream_audio``, the last stage, has the same objective on sound as a stream hears it: each chunk's tokens are
 made of samples through its own window, what the stream remembers and the chunk itself. Log-mel tokens are the same
@@ -30,7 +30,7 @@ from jaxtyping import Array
 from lpm_jax.config import Config
 from lpm_jax.flow import weighted_loss
 from lpm_jax.models import dit
-from lpm_jax.training import adversary, rollout
+from lpm_jax.training import faces, rollout
 from lpm_jax.training.distill import STREAM_AUDIO, in_dtype, switched
 from lpm_jax.training.flow_matching import by_kind, patch_weights
 from lpm_jax.training.lips import difference
@@ -40,10 +40,10 @@ ROLLOUT = "online.rollout"
 STAGES = (ROLLOUT, STREAM_AUDIO)
 
 
-def make_loss(config: Config, reader: dict | None = None):
+def make_loss(config: Config, reader: dict | None = None, face_reader: dict | None = None):
     """``loss(params, batch, key)`` of windows of whole rollouts, ``distill.rollout`` chunks; the last
-    ``distill.gradient`` of as many as were drawn count. ``reader`` is stage ``lips``' network. A Refiner that
-    ``config`` has learns too, and so does ``params["adversary"]`` where ``distill.adversary`` asks for one."""
+    ``distill.gradient`` of as many as were drawn count. ``reader`` is stage ``lips``' network, ``face_reader``
+    stage ``faces``'. A Refiner that ``config`` has learns too."""
     train, distill = config.train, config.distill
     levels = {f"x0_at_{level:g}": level for level in config.stream.levels}  # noise levels by what is logged of them
     if config.stream.refine:
@@ -69,28 +69,22 @@ def make_loss(config: Config, reader: dict | None = None):
         truth = dit.patchify(config.dit, window["latents"].astype(jnp.float32))
         inside = patch_weights(config, window["mouth"].astype(jnp.float32))[..., None] if distill.guidance else 0.0
         weight, channels = patch_weights(config, window["weights"]), params["prior"]["weight"]
-        every = jnp.ones(truth.shape[:2])
-
-        def score(clean: Array, i: int, level: float) -> tuple[Array, tuple[Array, dict]]:
+        every, total, metrics, last = jnp.ones(truth.shape[:2]), 0.0, {}, None
+        for i, (name, clean) in enumerate(zip(levels, made, strict=True)):
             wanted, seen = truth, window
             if without is not None:
                 wanted = truth + distill.guidance * inside * jax.lax.stop_gradient(clean - without[i])
                 seen = window | {"latents": dit.unpatchify(config.dit, wanted, *config.cells)}
-            value, error = weighted_loss(clean, wanted, level * every, weight, channels, config.flow)
-            if not reader:
-                return value / len(levels), (error, {})
-            lips = difference(config, reader, clean, seen, None, every)
-            return (value + train.lips * lips) / len(levels), (error, {"lips": lips})
-
-        total, metrics, last = 0.0, {}, None
-        for i, (name, level) in enumerate(levels.items()):
-            value, (last, found) = score(made[i], i, level)
-            total, metrics = total + value, metrics | {name: jnp.mean(last)} | found
-        if distill.adversary:
-            own, end = jax.random.fold_in(key, 4), len(levels) - 1
-            others = lambda x: score(x, end, level)[0]  # noqa: E731
-            value, found = adversary.losses(config, params["adversary"], made[end], window, others, own)
-            total, metrics = total + value, metrics | found
+            at = jnp.full(truth.shape[:2], levels[name])
+            value, last = weighted_loss(clean, wanted, at, weight, channels, config.flow)
+            total += value / len(levels)
+            metrics |= {name: jnp.mean(last)}
+            if reader:
+                metrics["lips"] = difference(config, reader, clean, seen, None, every)
+                total += train.lips * metrics["lips"] / len(levels)
+            if face_reader:
+                metrics["faces"] = difference(config, face_reader, clean, window, None, every, faces.read)
+                total += train.faces * metrics["faces"] / len(levels)
         return total, metrics | by_kind(last, window)
 
     return loss

@@ -16,7 +16,7 @@ from lpm_jax.config import Config
 from lpm_jax.errors import InputError
 from lpm_jax.models import conditions, vae
 from lpm_jax.streaming import generator
-from lpm_jax.training import adversary, distill, duel, latents, lips, lora, ode, on_policy, trajectories
+from lpm_jax.training import distill, duel, faces, latents, lips, lora, ode, on_policy, trajectories
 from lpm_jax.training.flow_matching import frozen, starting_weights
 from lpm_jax.training.loop import Stage
 from lpm_jax.training.validation import Validator
@@ -116,10 +116,8 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
     if stage in (ODE, *on_policy.STAGES):
         loss = ode.make_loss(config)
         if stage in on_policy.STAGES:
-            loss = on_policy.make_loss(own, lips.load(config, workdir))
-            if config.distill.adversary:
-                student = student | {"adversary": adversary.init(config, jax.random.key(train.seed))}
-        return Stage(**common, params=student, loss=loss, validate=validator, finish=without_adversary, frozen=frozen)
+            loss = on_policy.make_loss(own, lips.load(config, workdir), faces.load(config, workdir))
+        return Stage(**common, params=student, loss=loss, validate=validator, finish=lambda x: x, frozen=frozen)
     players = Players(stage, config, student, teacher, coder)
     # What stays as it is was saved in no checkpoint: a run goes on beside the same networks, or not at all.
     common |= {"fingerprint": f"{fingerprint} beside {digest(players.fixed)}"}
@@ -133,11 +131,6 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         finish=players.whole,
         program=functools.partial(players.program, axes),
     )
-
-
-def without_adversary(params: dict) -> dict:
-    """The model, of what learned."""
-    return {name: part for name, part in params.items() if name != "adversary"}
 
 
 def starting_pair(config: Config, workdir: Path, stage: str) -> dict:

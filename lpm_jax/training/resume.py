@@ -246,8 +246,7 @@ def load_average(directory: Path, step: str, like: Any) -> Any:
     try:
         with context:
             about = ocp.metadata(found[wanted])
-            kept = {name: part for name, part in about.metadata["ema"].items() if name != "adversary"}  # of no model
-            fits(found[wanted], {"ema": kept}, {"ema": like})
+            fits(found[wanted], {"ema": about.metadata["ema"]}, {"ema": like})
             loaded = ocp.load(found[wanted], {"ema": zeros})
         check(about.custom_metadata or {}, loaded)
         return loaded["ema"]

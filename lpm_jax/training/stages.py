@@ -9,10 +9,10 @@ from lpm_jax.errors import InputError
 from lpm_jax.training.loop import Stage, run_stage
 
 ORDER = (
-    "vae", "audio", "lips", "base.speak", "base.listen", "base.identity", "online.causal",
+    "vae", "audio", "lips", "faces", "base.speak", "base.listen", "base.identity", "online.causal",
     "online.rollout", "online.ode", "online.dmd_off", "online.dmd_on", "online.refine", "online.stream_audio",
 )  # fmt: skip
-PARTS = ("vae", "audio", "lips")  # of them, those that train no transformer
+PARTS = ("vae", "audio", "lips", "faces")  # of them, those that train no transformer
 
 
 def run(stage: str, config: Config, workdir: Path) -> None:
@@ -31,6 +31,7 @@ def run(stage: str, config: Config, workdir: Path) -> None:
     distils = stage in online.STAGES
     needed = ["audio"] if before == "scratch" and config.audio.hearing else [before]
     needed += ["lips"] if config.train.lips else []
+    needed += ["faces"] if config.train.faces and distils else []
     for name in needed:
         if name != "scratch" and "@" not in name and not (workdir / name / "weights").is_dir():
             raise InputError(f"--stage {stage}: expected the finished weights of {name} in {workdir}, found none")
@@ -39,8 +40,8 @@ def run(stage: str, config: Config, workdir: Path) -> None:
 
 
 def _part(stage: str, config: Config, workdir: Path) -> Stage:
-    from lpm_jax.training import hearing, lips, vae
+    from lpm_jax.training import faces, hearing, lips, vae
 
     if stage == "vae":
         return vae.make_stage(config)
-    return (hearing if stage == "audio" else lips).make_stage(config, workdir)
+    return {"audio": hearing, "lips": lips, "faces": faces}[stage].make_stage(config, workdir)
