@@ -60,8 +60,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--sessions", type=int, default=1, metavar="N", help="conversations at a time (default 1)")
     add(
         "--together",
-        action=argparse.BooleanOptionalAction,
-        help="compute their chunks in one program (default: on GPUs and TPUs), not one after the other",
+        action="store_true",
+        help="compute their chunks in one program, those that wait at the same time as one batch",
     )
     return parser.parse_args(argv)
 
@@ -79,6 +79,8 @@ def main() -> None:
         raise InputError(f"--sessions: expected 1 to 64, found {args.sessions}")
     if args.together and (args.mesh or args.decoder):
         raise InputError("--together: expected on one device, found --mesh or --decoder beside it")
+    if args.together and args.out is not None:
+        raise InputError("--together: expected without --out, found beside it")
     if args.chunk is not None and not 1 <= args.chunk <= 24:
         raise InputError(f"--chunk: expected 1 to 24, found {args.chunk}")
     args.mesh = parse_mesh(args.mesh) if args.mesh else None
@@ -120,17 +122,13 @@ def tracks(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def load_pipeline(args: argparse.Namespace) -> Any:
-    import jax  # JAX starts here, after every input was checked
-
-    from lpm_jax import Pipeline
+    from lpm_jax import Pipeline  # JAX starts here, after every input was checked
     from lpm_jax.compilation import keep_programs
 
     keep_programs()
     changes = {"weights": args.weights, "cache": args.cache, "chunk": args.chunk}
     changes = {name: value for name, value in changes.items() if value}
-    devices = args.mesh is not None or args.decoder > 0
-    together = jax.default_backend() != "cpu" and not devices if args.together is None else args.together
-    slots = args.sessions if together and args.sessions > 1 else 0
+    slots = args.sessions if args.together else 0
     return Pipeline.from_pretrained(args.model, args.dtype, changes, args.mesh, args.decoder, slots)
 
 

@@ -242,7 +242,7 @@ class Stream:
 
     @property
     def _state(self) -> generator.StreamState:
-        """Of a stream on one device."""
+        """Of a stream that is alone on one device."""
         return self._on.state
 
     @_state.setter
@@ -286,7 +286,7 @@ class Stream:
     ) -> Sent:
         """:meth:`step` that doesn't wait for the frames; only with ``undo`` it can be taken back."""
         began = time.perf_counter()
-        self._undo = self._on.before() if undo else None
+        kept, self._undo = self._on.before() if undo else None, None
         tracks, active = [], []
         for track in (speak, listen):
             padded = np.zeros(self._samples, np.float32)
@@ -296,6 +296,7 @@ class Stream:
             tracks.append(padded[None])
             active.append(float(np.sqrt(np.mean(padded**2))) > SPEECH_FLOOR)
         made = self._on.step(*tracks)
+        self._undo = kept
         at, self.time = self.time, self.time + self.pipeline.chunk_frames / FPS
         state = {(0, 0): "silence", (1, 0): "speak", (0, 1): "listen", (1, 1): "both"}[tuple(map(int, active))]
         return Sent(made, at, state, began)

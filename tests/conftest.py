@@ -16,7 +16,7 @@ MODULES = (
     "bench.score bench.signals bench.statistics"
 )
 TRAINING = (
-    "curves distill dmd duel flow_matching latents lips loop lora observe ode on_policy online passes profiler "
+    "curves distill dmd duel faces flow_matching latents lips loop lora observe ode on_policy online passes profiler "
     "resume rollout signals stages state step trajectories vae validation voices"
 )
 CHECKED = [f"lpm_jax.{name}" for name in MODULES.split()]

@@ -69,8 +69,8 @@ class Engine:
             raise RuntimeError(f"the model stalled: no chunk within {STALL_SECONDS:g} s") from None
 
     def post(self, function: Callable[[], Any]) -> None:
-        """``function()`` in the model's thread, some time; what it raises is lost."""
-        self._jobs.put((Future(), lambda: function))
+        """``function()`` in the model's thread, after what was asked for before; what it raises is lost."""
+        self._jobs.put((Future(), function))
 
     def _work(self) -> None:
         try:

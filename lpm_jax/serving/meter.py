@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 KEPT = 600  # chunks
-#: Waiting for the model, which takes one chunk of one session at a time; computing; encoding the frames; sending.
+#: Waiting for the model, which takes one chunk of one session at a time (together: one of each that waits); computing,
+#: together with others their part too; encoding the frames; sending.
 LANES = ("queue", "model", "encode", "send")
 
 

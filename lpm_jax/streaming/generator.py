@@ -14,7 +14,7 @@ regression-trained student the T0 history holds nothing to continue from.)
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -186,6 +186,27 @@ def rollback(config: Config, state: StreamState, undo: Undo) -> StreamState:
     and is the one that the very next step returned."""
     fine = None if state.refiner is None else track_rollback(config, state.refiner, undo.refiner)
     return state._replace(**undo._asdict() | {"cache": _put_back(config, state, undo), "refiner": fine})
+
+
+def unless(config: Config, active: Bool[Array, ""], state: StreamState, undo: Undo) -> StreamState:
+    """``state``, which a step has returned, where it is ``active``; else as it was at ``undo``. What a step does not
+    change is not touched: a choice between whole states would need two of them."""
+    fine = state.refiner
+    if fine is not None:
+        fine = fine._replace(**_either(config, active, fine, undo.refiner))
+    return state._replace(**_either(config, active, state, undo), refiner=fine)
+
+
+def _either(config: Config, active: Array, track: denoise.Track, undo: Undo | TrackUndo) -> dict:
+    """What a step changes of ``track``: as it is now, or as it was."""
+
+    def choose(now: Any, old: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(active, a, b), now, old)
+
+    old = {name: value for name, value in undo._asdict().items() if name not in ("cache", "refiner")}
+    slots = choose(_slots(config, track, undo.chunk), undo.cache)
+    changed = {name: choose(getattr(track, name), value) for name, value in old.items()}
+    return changed | {"cache": _put_back(config, track, undo._replace(cache=slots))}
 
 
 @partial(jax.jit, static_argnums=0)

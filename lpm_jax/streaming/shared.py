@@ -86,11 +86,13 @@ class Shared:
         try:
             self.states, frames = slots.slots_step(self.config, self.params, self.states, active, *tracks, way=self.way)
             batch.frames = np.asarray(frames)
-        except Exception as error:
+        except BaseException as error:
             batch.failure = error
             for stream in self.seated.values():
                 stream.ended = error
             self.seated, self.states = {}, None
+            if not isinstance(error, Exception):  # ^C, which is nobody's answer
+                raise
 
 
 class Batch:
@@ -166,7 +168,7 @@ class SharedStream:
         if self.shared.seated.get(self.slot) is self:
             if self.slot in self.shared.asked.sounds:
                 self.shared.compute()
-            del self.shared.seated[self.slot]
+            self.shared.seated.pop(self.slot, None)  # a failure has emptied it
         self.ended, self.state = RuntimeError("it was closed"), None
 
     def _settle(self) -> None:

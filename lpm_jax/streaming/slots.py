@@ -3,9 +3,9 @@
 A slot's numbers never depend on what the others hold, so a session is bit-equal to itself alone in the same program.
 Two ways to compute, the same results up to rounding:
 
-* ``"turns"``: a loop over slots; one that is idle costs nothing. For CPUs, which one session already fills.
-* ``"together"``: one batch; idle slots are computed and thrown away. For accelerators, where small batches leave the
-  matrix units waiting.
+* ``"turns"``: a loop over slots; one that is idle costs nothing.
+* ``"together"``: one batch; idle slots are computed and thrown away. For machines that a small batch leaves waiting
+  (``shared.py``).
 """
 
 from __future__ import annotations
@@ -67,12 +67,11 @@ def slots_step(
         return state, frames[0]
 
     if way == "together":
-        new, frames = jax.vmap(one)(states, speak, listen)
-
-        def chosen(a: Array, b: Array) -> Array:
-            return jnp.where(active.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-        return jax.tree.map(chosen, new, states), chosen(frames, jnp.zeros_like(frames))
+        undo = jax.vmap(partial(generator.before, config))(states)
+        undo, states = jax.lax.optimization_barrier((undo, states))  # read before the caches change: no second copy
+        states, frames = jax.vmap(one)(states, speak, listen)
+        states = jax.vmap(partial(generator.unless, config))(active, states, undo)
+        return states, jnp.where(active[:, None, None, None, None], frames, 0)
     if way != "turns":
         raise ValueError(f"way: expected one of {', '.join(WAYS)}, found {way!r}")
     height, width = config.pixels

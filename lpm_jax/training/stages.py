@@ -31,7 +31,7 @@ def run(stage: str, config: Config, workdir: Path) -> None:
     distils = stage in online.STAGES
     needed = ["audio"] if before == "scratch" and config.audio.hearing else [before]
     needed += ["lips"] if config.train.lips else []
-    needed += ["faces"] if config.train.faces and distils else []
+    needed += ["faces"] if config.train.faces and stage in online.on_policy.STAGES else []
     for name in needed:
         if name != "scratch" and "@" not in name and not (workdir / name / "weights").is_dir():
             raise InputError(f"--stage {stage}: expected the finished weights of {name} in {workdir}, found none")

@@ -208,7 +208,7 @@ def test_from_rest_the_prompt_is_eased_in(prompt):
     end = round(EASE * FPS) + 1
     np.testing.assert_allclose(eased[end:], whole[end:], atol=1e-6)
     change = np.abs(eased - nothing)[:end].max(axis=1)
-    assert change[end // 4] < 0.4 * change.max() and (np.diff(eased, axis=0)[:end] != 0).any(axis=1).all()
+    assert change[end // 4] < 0.4 * change.max() and (np.diff(change[: end // 2]) > 0).all()
 
 
 def test_a_timed_action_waits_for_its_time():

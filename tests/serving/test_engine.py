@@ -76,6 +76,27 @@ def test_together_all_that_wait_are_asked_for_first():
     assert found == ["chunk of first", *(f"chunk of {x}" for x in "abc")]
 
 
+def test_who_leaves_is_gone_before_who_comes_asks():
+    """Both behind a chunk that is being computed."""
+    engine, notes, gate = Engine(lambda: Model(together=True), 2), [], threading.Event()
+
+    async def main() -> None:
+        engine.start()
+        await engine.wait()
+        first = asyncio.create_task(engine.chunk(Asker("first", notes, gate)))
+        while not notes:
+            await asyncio.sleep(0.005)
+        engine.post(lambda: notes.append("left"))
+        comes = asyncio.create_task(engine.chunk(Asker("comes", notes)))
+        await asyncio.sleep(0.05)
+        gate.set()
+        await asyncio.gather(first, comes)
+        engine.stop()
+
+    asyncio.run(main())
+    assert notes == ["ask first", "get first", "left", "ask comes", "get comes"]
+
+
 @pytest.mark.parametrize("together", [False, True])
 def test_what_fails_is_told_to_whom_it_belongs(together):
     notes, found = run(together, {"a": "begin", "b": "finish"})

@@ -1,5 +1,7 @@
 """Streams that share a program: each bit-equal to itself alone, computed at once, joined and left as they like."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from lpm_jax.errors import InputError
 from lpm_jax.models.text import tokenize
 from lpm_jax.pipeline import Pipeline
+from lpm_jax.serving.session import Session
 from lpm_jax.streaming import generator, slots
 from lpm_jax.streaming.shared import Shared
 from tests import tiny
@@ -134,6 +137,56 @@ def test_a_failure_ends_the_streams_and_not_the_machine(monkeypatch):
     np.testing.assert_array_equal(perform(opened(machine, 1), 0, 1), alone(1, 1)[0])
 
 
+@pytest.mark.parametrize("change", [{"cache": "int8"}, {"refine": 0.25}])
+def test_small_caches_and_refiners_share(change):
+    """A slot that is left idle keeps all of its state."""
+    config = dataclasses.replace(CONFIG, stream=dataclasses.replace(CONFIG.stream, **change))
+    params = tiny.params(config)
+    if "refine" in change:
+        params = params | {"refiner": params["dit"]}
+
+    def run(partner: bool) -> list[np.ndarray]:
+        machine = Shared(config, params, 2)
+        one, two = opened(machine, 1), opened(machine, 2)
+        shown = []
+        for n in range(4):
+            if partner:
+                perform(two, n, 2)
+            shown.append(perform(one, n, 1))
+        return shown
+
+    np.testing.assert_array_equal(run(True), run(False))
+
+
+def test_sessions_interrupt_and_change_beside_others():
+    """Through serving's own surface: what one does leaves the other bit-equal to itself alone."""
+
+    def play(guest: bool) -> list[np.ndarray]:
+        pipe = Pipeline(CONFIG, tiny.params(), slots=2)
+        host = Session(pipe, tiny.picture(1), seed=1)
+        other = Session(pipe, tiny.picture(2), seed=2) if guest else None
+        host.say(np.concatenate([sounds(n, 1)[0][0] for n in range(6)]))
+        if other is not None:
+            other.say(np.concatenate([sounds(n, 2)[0][0] for n in range(6)]))
+        shown = []
+        for n in range(5):
+            finish = [s.begin() for s in (other, host) if s is not None]
+            blocks = [f() for f in finish]
+            shown.append(blocks[-1].frames)
+            if other is not None and n == 1:
+                other.interrupt(0.0)  # its last chunk is dropped and made anew
+            if other is not None and n == 2:
+                assert [e["type"] for e in blocks[0].events] == ["playback.dropped", "agent.speak_ended"]
+                other.set_character(tiny.picture(3))
+            if other is not None and n == 3:
+                other.close()
+                other = Session(pipe, tiny.picture(4), seed=4)
+        assert len(pipe.machine.seated) == 1 + guest
+        return shown
+
+    np.testing.assert_array_equal(play(True), play(False))
+
+
 def test_pipelines_share():
     """The same frames as a pipeline of its own, to a level; and a stream into a file leaves its slot."""
     params = tiny.params()
@@ -149,5 +202,11 @@ def test_pipelines_share():
     live.take_back()
     np.testing.assert_array_equal(live.step(sound).frames, first)
     assert live.time == generator.chunk_samples(CONFIG) / 24_000
+    together.open(tiny.picture(2)).step(sound)
+    late = together.open(tiny.picture(3))
+    with pytest.raises(RuntimeError, match="free slot"):
+        late.step(sound)
+    with pytest.raises(RuntimeError, match="take_back: expected a step"):
+        late.take_back()  # it would be another's
     with pytest.raises(InputError, match="slots: expected on one device"):
         Pipeline.from_pretrained("toy", decoder=1, slots=2)

@@ -62,7 +62,7 @@ def with_lengths(
         first = jnp.argsort(~valid, axis=1, stable=True)[:, :, None, None, None]
         k, v = (jnp.take_along_axis(x, first, axis=1) for x in (k, v))
         lengths = jnp.maximum(valid.sum(1), 1).astype(jnp.int32) * k.shape[2]
-        queries = jnp.full_like(lengths, q.shape[1] * q.shape[2])
+        queries = 0 * lengths + q.shape[1] * q.shape[2]  # of ``lengths``: under vmap cuDNN's rule wants it batched too
     out = jax.nn.dot_product_attention(
         flat(q), flat(k), flat(v), implementation=implementation,
         **({} if lengths is None else {"query_seq_lengths": queries, "key_value_seq_lengths": lengths}),
