@@ -76,6 +76,8 @@ BAD = {
     "output folder": (["--out", "nowhere/talk.mp4"], "nowhere"),
     "silence and speech": (["--silent-seconds", "3"], "--silent-seconds"),
     "empty name": (["--speak", ""], "expected a file"),
+    "together in a file": (["--together", "--sessions", "2"], "--together: expected without --out"),
+    "together and a mesh": (["--together", "--decoder", "1"], "--together: expected on one device"),
 }
 
 
@@ -100,6 +102,16 @@ def test_port_in_use(files):
         ran = door(files, "--image", "me.png", "--port", str(port))
     assert ran.returncode == 2 and ran.stdout.splitlines()[-1] == "no jax"
     assert len(ran.stderr.splitlines()) == 1 and str(port) in ran.stderr and "free port" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "slots"), [([], 0), (["--sessions", "3"], 0), (["--sessions", "3", "--together"], 3)]
+)
+def test_sessions_share_when_asked(monkeypatch, arguments, slots):
+    asked = []
+    monkeypatch.setattr("lpm_jax.Pipeline.from_pretrained", lambda *args: asked.append(args))
+    serve.load_pipeline(serve.parse(arguments))
+    assert asked == [("toy", None, {}, "", 0, slots)]  # "": main has parsed it
 
 
 @pytest.mark.parametrize(
