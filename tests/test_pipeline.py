@@ -13,6 +13,7 @@ from PIL import Image
 import lpm_jax
 from lpm_jax import Pipeline
 from lpm_jax.errors import InputError
+from lpm_jax.pipeline import native_dtype
 from lpm_jax.streaming import generator
 from tests import tiny
 
@@ -259,3 +260,19 @@ def test_configs_of_equal_content_share_their_programs(pipe):
     programs = generator.chunk_step._cache_size()
     play(Pipeline(dataclasses.replace(tiny.CONFIG), tiny.params()), seconds=0.5)
     assert generator.chunk_step._cache_size() == programs
+
+
+@pytest.mark.parametrize(
+    ("flags", "version", "dtype"),
+    [
+        ("avx512f", (0, 12, 0), jnp.float32),
+        ("avx512f amx_bf16", (0, 10, 2), jnp.bfloat16),
+        ("avx512_bf16", (0, 10, 2), jnp.float32),
+        ("avx512_bf16", (0, 12, 0), jnp.bfloat16),
+    ],
+)
+def test_bfloat16_where_it_is_faster(flags, version, dtype, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags} sse2\n")
+    monkeypatch.setattr(jax, "__version_info__", version)
+    assert native_dtype(tmp_path / "cpuinfo") == dtype
+    assert native_dtype(tmp_path / "nothing") == jnp.float32
