@@ -1,6 +1,6 @@
 """The bundled performer: 128 x 128 at 24 fps, from rendered characters, trainable on two CPU cores.
 
-    uv run python -m data_pipeline.performers --out runs/performers --clips 1600 --held-out 64 --seed 0
+    uv run python -m data_pipeline.performers --out runs/performers --clips 1600 --held-out 64 --seed 0 --from-rest
     uv run train.py configs/toy.py --stage all --workdir runs/toy
 
 Size: autoencoder 5.1 M parameters, transformer 7.7 M, encoders 2.0 M. Cost and figures of the bundled run are in the
@@ -27,7 +27,8 @@ def get_config() -> Config:
     lips = {**half, "steps": 2500, "batch": 8, "optimizer": "adamw", "learning_rate": 2e-3, "ema": 0.99}
     dit = {**half, "batch": 8, "learning_rate": 4e-3, "warmup": 40, "ema": 0.99, "token_keep": 1.0, "unroll": True}
     drawn = {**dit, "voices": 0.7, "from_picture": 0.3}
-    streamed = {**drawn, "mouth": 8.0, "extra_references": 0.3, "lips": 4.0}
+    streamed = {**drawn, "mouth": 8.0, "eyes": 4.0, "face": 2.0, "extra_references": 0.3, "lips": 4.0, "faces": 1.0}
+    streamed["from_picture"] = 0.5
     ode = {**dit, "steps": 320, "learning_rate": 3e-3, "mouth": 8.0, "init": "online.causal"}
     duel = {
         **half, "batch": 4, "optimizer": "adamw", "learning_rate": 1e-5, "beta1": 0.0, "beta2": 0.99, "warmup": 10,
@@ -45,7 +46,7 @@ def get_config() -> Config:
             low=0.4,
             perceptual=0.1,
             guidance=0.35,
-            switch=0.3,
+            switch=0.2,
         ),
         audio=AudioConfig(hearing=3),
         stages={
@@ -68,6 +69,7 @@ def get_config() -> Config:
             "vae",
             "audio",
             "lips",
+            "faces",
             "base.speak",
             "base.listen",
             "base.identity",

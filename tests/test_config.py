@@ -128,7 +128,7 @@ def test_config_files(tmp_path):
 
 def test_the_bundled_recipe():
     config = load_config("configs/toy.py")
-    parts = ["vae", "audio", "lips"]
+    parts = ["vae", "audio", "lips", "faces"]
     drawn = ["base.speak", "base.listen", "base.identity", "online.causal", "online.rollout"]
     assert list(config.recipe) == [*parts, *drawn]
     for stage in config.stages:
