@@ -166,7 +166,7 @@ def pose(prompt: Prompt, params: dict[str, np.ndarray], from_rest: bool = False)
     first frame on, or eased in from there."""
     frames = len(params["yaw"])
     t = frame_times(frames)
-    eased = plateau(t, 0.0, prompt.end + 600.0, EASE, EASE) if from_rest else 1.0
+    eased = plateau(t, 0.0, np.inf, EASE, EASE) if from_rest else 1.0
     add(params, EMOTIONS[prompt.emotion], prompt.intensity * eased)
     if not prompt.action:
         return
