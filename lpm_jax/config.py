@@ -301,8 +301,8 @@ class TrainConfig:
     data_threads: int = 2
     kinds: tuple[str, ...] = ()  # clip kinds of the mixture; none: all
     extra_references: float = 0.0  # share of clips that show view and expression references
-    # Share of windows that follow the character's picture, as streams do, and not a frame of the clip, which shows what
-    # the prompt asks for already. Diffusion stages.
+    # Share of windows that are a clip's beginning and follow the character's picture, as streams do, and not a frame of
+    # the clip, which may show what the prompt asks for already. Diffusion stages.
     from_picture: float = 0.0
     whole_every: int = 20  # every so many steps all patches are computed; 0: never
     token_keep: float = 0.5  # share of a frame's patches that a training step computes

@@ -42,8 +42,8 @@ class Shared:
 
     ahead = 1  # chunks of a stream that may be on their way
 
-    def __init__(self, config: Config, params: dict, size: int, way: str = "together"):
-        self.config, self.params, self.size, self.way = config, params, size, way
+    def __init__(self, config: Config, params: dict, size: int):
+        self.config, self.params, self.size = config, params, size
         self.states: StreamState | None = None  # of all slots, from the first stream on
         self.seated: dict[int, SharedStream] = {}
         self.asked = Batch()
@@ -84,7 +84,7 @@ class Shared:
             for i in (0, 1)
         )
         try:
-            self.states, frames = slots.slots_step(self.config, self.params, self.states, active, *tracks, way=self.way)
+            self.states, frames = slots.slots_step(self.config, self.params, self.states, active, *tracks)
             batch.frames = np.asarray(frames)
         except BaseException as error:
             batch.failure = error

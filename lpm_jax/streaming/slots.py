@@ -1,11 +1,7 @@
 """Several sessions in one compiled program: ``S`` static slots, joined and left at chunk boundaries.
 
 A slot's numbers never depend on what the others hold, so a session is bit-equal to itself alone in the same program.
-Two ways to compute, the same results up to rounding:
-
-* ``"turns"``: a loop over slots; one that is idle costs nothing.
-* ``"together"``: one batch; idle slots are computed and thrown away. For machines that a small batch leaves waiting
-  (``shared.py``).
+All are one batch; idle slots are computed and thrown away (``shared.py``). Sessions that take turns need no slots.
 """
 
 from __future__ import annotations
@@ -21,7 +17,6 @@ from lpm_jax.config import Config
 from lpm_jax.streaming import generator
 from lpm_jax.streaming.generator import StreamState
 
-WAYS = ("turns", "together")
 Tree = TypeVar("Tree")
 
 
@@ -48,7 +43,7 @@ def take(states: StreamState, slot: Int[Array, ""] | int) -> StreamState:
     return jax.tree.map(lambda all: all[slot], states)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="way", donate_argnums=2)
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
 def slots_step(
     config: Config,
     params: dict,
@@ -56,8 +51,6 @@ def slots_step(
     active: Bool[Array, " slots"],
     speak: Float[Array, "slots samples"],
     listen: Float[Array, "slots samples"],
-    *,
-    way: str = "turns",
 ) -> tuple[StreamState, UInt8[Array, "slots frames h w 3"]]:
     """The next chunk of every active slot; the others stay as they are and their frames are black. ``states`` is
     donated."""
@@ -66,22 +59,8 @@ def slots_step(
         state, frames = generator.step(config, params, state, speak[None], listen[None])
         return state, frames[0]
 
-    if way == "together":
-        undo = jax.vmap(partial(generator.before, config))(states)
-        undo, states = jax.lax.optimization_barrier((undo, states))  # read before the caches change: no second copy
-        states, frames = jax.vmap(one)(states, speak, listen)
-        states = jax.vmap(partial(generator.unless, config))(active, states, undo)
-        return states, jnp.where(active[:, None, None, None, None], frames, 0)
-    if way != "turns":
-        raise ValueError(f"way: expected one of {', '.join(WAYS)}, found {way!r}")
-    height, width = config.pixels
-    black = jnp.zeros((config.stream.chunk * config.vae.group, height, width, 3), jnp.uint8)
-
-    def turn(states: StreamState, slot: Array) -> tuple[StreamState, Array]:
-        state = jax.tree.map(lambda all: jax.lax.dynamic_index_in_dim(all, slot, keepdims=False), states)
-        state, frames = jax.lax.cond(
-            active[slot], one, lambda state, *_: (state, black), state, speak[slot], listen[slot]
-        )
-        return jax.tree.map(lambda all, new: all.at[slot].set(new), states, state), frames
-
-    return jax.lax.scan(turn, states, jnp.arange(len(speak)))
+    undo = jax.vmap(partial(generator.before, config))(states)
+    undo, states = jax.lax.optimization_barrier((undo, states))  # read before the caches change: no second copy
+    states, frames = jax.vmap(one)(states, speak, listen)
+    states = jax.vmap(partial(generator.unless, config))(active, states, undo)
+    return states, jnp.where(active[:, None, None, None, None], frames, 0)

@@ -65,7 +65,7 @@ def plan() -> list[dict[int, int]]:
     return out
 
 
-def play(seating: list[dict[int, int]], way: str) -> dict[int, list[np.ndarray]]:
+def play(seating: list[dict[int, int]]) -> dict[int, list[np.ndarray]]:
     """Frames of each session, chunk by chunk, in one program of four slots."""
     states, before, shown = slots.empty(begin(), SLOTS), {}, {}
     silence = np.zeros((SLOTS, generator.chunk_samples(CONFIG)), np.float32)
@@ -78,7 +78,7 @@ def play(seating: list[dict[int, int]], way: str) -> dict[int, list[np.ndarray]]
         for slot, session in seats.items():
             speak[slot], listen[slot] = (x[0] for x in sounds(len(shown[session]), session))
         active = np.isin(np.arange(SLOTS), list(seats))
-        states, frames = slots.slots_step(CONFIG, tiny.params(), states, active, speak, listen, way=way)
+        states, frames = slots.slots_step(CONFIG, tiny.params(), states, active, speak, listen)
         for slot, session in seats.items():
             shown[session].append(np.asarray(frames[slot]))
         for slot in set(range(SLOTS)) - set(seats):
@@ -87,14 +87,13 @@ def play(seating: list[dict[int, int]], way: str) -> dict[int, list[np.ndarray]]
     return shown
 
 
-@pytest.mark.parametrize("way", slots.WAYS)
-def test_sessions_in_slots_are_bit_equal_to_themselves_alone(way):
+def test_sessions_in_slots_are_bit_equal_to_themselves_alone():
     seating = plan()
     assert sum(map(len, seating)) > 2 * CHUNKS and len({s for seats in seating for s in seats.values()}) >= 5
-    together = play(seating, way)
+    together = play(seating)
     made = slots.slots_step._cache_size()
     for session, frames in together.items():
-        alone = play([{s: n for s, n in seats.items() if n == session} for seats in seating], way)
+        alone = play([{s: n for s, n in seats.items() if n == session} for seats in seating])
         assert len(frames) == len(alone[session]) > 0
         for ours, theirs in zip(frames, alone[session], strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -118,18 +117,10 @@ def test_donation_of_all_slots():
     silence = jnp.zeros((2, generator.chunk_samples(CONFIG)))
     active = jnp.array([True, False])
     cache = sum(x.nbytes for x in states.cache)
-    for way in slots.WAYS:
-        compiled = slots.slots_step.lower(CONFIG, tiny.params(), states, active, silence, silence, way=way).compile()
-        assert compiled.memory_analysis().alias_size_in_bytes >= cache
+    compiled = slots.slots_step.lower(CONFIG, tiny.params(), states, active, silence, silence).compile()
+    assert compiled.memory_analysis().alias_size_in_bytes >= cache
     after, _ = slots.slots_step(CONFIG, tiny.params(), states, active, silence, silence)
     assert states.cache.k.is_deleted() and not after.cache.k.is_deleted()
-
-
-def test_unknown_way():
-    states = slots.empty(begin(), 1)
-    silence = jnp.zeros((1, generator.chunk_samples(CONFIG)))
-    with pytest.raises(ValueError, match="turns, together"):
-        slots.slots_step(CONFIG, tiny.params(), states, jnp.array([True]), silence, silence, way="both")
 
 
 def test_nothing_is_transferred_inside_a_chunk():
