@@ -19,7 +19,7 @@ from lpm_jax import pretrained
 from lpm_jax.config import Config, MeshConfig, StreamConfig
 from lpm_jax.errors import InputError
 from lpm_jax.media import check_prompt, load_audio
-from lpm_jax.models import conditions, text
+from lpm_jax.models import conditions, text, vae
 from lpm_jax.nn.quantized import restored
 from lpm_jax.pictures import load_image, reference_kind
 from lpm_jax.streaming import generator, layout
@@ -38,9 +38,20 @@ def native_dtype(cpus: Path = Path("/proc/cpuinfo")) -> Any:
     AVX-512's; else float32."""
     if jax.default_backend() != "cpu":
         return jnp.bfloat16
-    known = cpus.read_text().split() if cpus.is_file() else []
+    known = _flags(cpus)
     fast = any(name in known and jax.__version_info__ >= since for name, since in PRODUCTS.items())
     return jnp.bfloat16 if fast else jnp.float32
+
+
+def convolves_by_tiles(dtype: Any, cpus: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the decoder's convolutions are faster as Winograd's: on CPU, but not in bfloat16 with AMX, whose products
+    take less than the sums around them (not measured there)."""
+    return jax.default_backend() == "cpu" and (dtype == jnp.float32 or "amx_bf16" not in _flags(cpus))
+
+
+def _flags(cpus: Path) -> list[str]:
+    """What a processor can do, as Linux tells."""
+    return cpus.read_text().split() if cpus.is_file() else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +94,8 @@ class Pipeline:
         self.config = config
         self.prompts = prompts or text.reader(config.text)
         self.params = lanes.whole if lanes else generator.stored(config, jax.tree.map(jnp.asarray, params))
+        if not lanes and convolves_by_tiles(self.params["dit"]["embed"]["patch"]["kernel"].dtype):
+            self.params = self.params | {"vae": vae.prepared(config.vae, self.params["vae"])}
         self.machine = lanes or (Shared(config, self.params, slots) if slots else Whole(config, self.params))
         self.size = config.pixels  # height and width
         self.fps = FPS
@@ -140,7 +153,8 @@ class Pipeline:
 
     def save(self, directory: str | Path, dtype=jnp.bfloat16) -> None:
         """Writes ``config.json`` and safetensors shards (each under 15 MiB) into ``directory``."""
-        pretrained.save(directory, self.config, restored(self.params), dtype)
+        params = restored(self.params)
+        pretrained.save(directory, self.config, params | {"vae": vae.plain(params["vae"])}, dtype)
 
     def warm_up(self) -> None:
         """Compiles everything a stream needs; ``compile_seconds`` tells how long it took."""

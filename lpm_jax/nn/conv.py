@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -48,6 +49,46 @@ def _backward(saved, g):
 
 
 _gathered.defvjp(_forward, _backward)
+
+
+# Winograd's F(2 x 2, 3 x 3): 2 x 2 results from 4 x 4 inputs with 16 multiplications instead of 36.
+_OF_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+
+
+def winograd_kernel(kernel: Float[Array, "*taps 3 3 c f"]) -> Float[Array, "*taps 16 c f"]:
+    """What :func:`winograd` multiplies with, made once: in float32, rounded to the kernel's dtype."""
+    found = jnp.einsum("ia,...abcf,jb->...ijcf", _OF_KERNEL, kernel.astype(jnp.float32), _OF_KERNEL)
+    return found.reshape(*kernel.shape[:-4], 16, *kernel.shape[-2:]).astype(kernel.dtype)
+
+
+def winograd(x: Float[Array, "n h w c"], kernel: Float[Array, "16 c f"]) -> Float[Array, "n h w f"]:
+    """:func:`conv3x3` by Winograd's minimal filtering (Lavin and Gray 2016, arXiv 1509.09308), with ``kernel`` as
+    :func:`winograd_kernel` makes it: products of 4/9 of the size, and sums besides, in float32. On CPU, where XLA's own
+    convolution does not do so, the toy's decoder takes two thirds of its time in both dtypes (without AMX)."""
+    n, h, w, c = x.shape
+    dtype, x = x.dtype, lax.optimization_barrier(x)  # what comes before and after is not computed once a tile
+    rows, columns = -(-h // 2), -(-w // 2)  # of tiles
+    x = jnp.pad(x, ((0, 0), (1, 1 + h % 2), (1, 1 + w % 2), (0, 0))).astype(jnp.float32)
+
+    def spread(parts: list[Array]) -> tuple[Array, ...]:
+        a, b, c, d = parts
+        return a - c, b + c, c - b, b - d
+
+    def gathered(parts: list[Array]) -> tuple[Array, Array]:
+        a, b, c, d = parts
+        return a + b + c, b - c - d
+
+    across = spread([x[:, i : i + 2 * rows : 2] for i in range(4)])
+    tiles = [y for z in across for y in spread([z[:, :, j : j + 2 * columns : 2] for j in range(4)])]
+    tiles = jnp.stack([y.reshape(-1, c) for y in tiles]).astype(dtype)
+    each_of_16 = (((2,), (1,)), ((0,), (0,)))
+    made = lax.dot_general(tiles, kernel, each_of_16, preferred_element_type=jnp.float32)
+    made = made.reshape(4, 4, n, rows, columns, -1)
+    each = [gathered([made[i, j] for i in range(4)]) for j in range(4)]
+    lines = [gathered([each[j][k] for j in range(4)]) for k in range(2)]
+    y = jnp.stack([jnp.stack(line, axis=3) for line in lines], axis=2)
+    y = y.reshape(n, 2 * rows, 2 * columns, -1)[:, :h, :w]
+    return lax.optimization_barrier(y.astype(dtype))
 
 
 def causal_conv(

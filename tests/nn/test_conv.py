@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpm_jax.nn.conv import causal_conv
+from lpm_jax.nn.conv import causal_conv, conv3x3, winograd, winograd_kernel
 from tests import tiny
 
 
@@ -40,3 +40,18 @@ def test_half_precision_is_close_in_both_forms():
 def test_unknown_form():
     with pytest.raises(ValueError, match="expected 'sum' or 'conv3d', found 'fft'"):
         causal_conv(jnp.zeros((1, 3, 2, 2, 1)), jnp.zeros((3, 1, 1, 1, 1)), implementation="fft")
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 8, 5), (1, 5, 7, 3), (3, 1, 2, 4)])
+def test_winograd_is_the_convolution(shape):
+    rng = np.random.default_rng(0)
+    x, kernel = jnp.asarray(rng.normal(size=shape)), jnp.asarray(rng.normal(size=(2, 3, 3, shape[-1], 6)))
+    x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
+    fast = winograd_kernel(kernel)
+    assert fast.shape == (2, 16, shape[-1], 6)
+    for k in range(2):
+        want = conv3x3(x, kernel[k])
+        np.testing.assert_allclose(winograd(x, fast[k]), want, atol=2e-5)
+        half = winograd(x.astype(jnp.bfloat16), winograd_kernel(kernel[k].astype(jnp.bfloat16)))
+        assert half.dtype == jnp.bfloat16
+        assert np.abs(half.astype(jnp.float32) - want).mean() < 0.02 * np.abs(want).mean()

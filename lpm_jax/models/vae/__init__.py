@@ -15,7 +15,7 @@ from lpm_jax.config import VAEConfig, WanVAEConfig
 from lpm_jax.models.vae import toy, wan
 from lpm_jax.models.vae.toy import to_pixels, to_unit
 
-__all__ = ["abstract", "decode", "encode", "features", "to_pixels", "to_unit"]
+__all__ = ["abstract", "decode", "encode", "features", "plain", "prepared", "to_pixels", "to_unit"]
 
 Config = VAEConfig | WanVAEConfig
 State = dict[str, Array]
@@ -42,6 +42,16 @@ def decode(
 ) -> tuple[Float[Array, "b frames h w 3"], State]:
     """Frames in about -1..1: ``4 k + 1`` at the start of a video, else ``4 k``."""
     return _of(config).decode(config, params, latents, state)
+
+
+def prepared(config: Config, params: dict) -> dict:
+    """Parameters for decoding on this process's processor, where another form of them is faster."""
+    return toy.prepared(params) if isinstance(config, VAEConfig) else params
+
+
+def plain(params: dict) -> dict:
+    """Parameters as they were before :func:`prepared`."""
+    return toy.plain(params)
 
 
 def features(

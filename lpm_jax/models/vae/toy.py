@@ -35,13 +35,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from lpm_jax.config import VAEConfig
-from lpm_jax.nn.conv import conv3x3
+from lpm_jax.nn.conv import conv3x3, winograd, winograd_kernel
 from lpm_jax.nn.linear import Dense
 
 GROUP = VAEConfig.group  # video frames per latent frame
 STRIDE = VAEConfig.stride  # pixels per latent cell, each side
 CELL = STRIDE * STRIDE * GROUP * 3  # numbers in a cell
 State = dict[str, Array]
+FAST = "winograd"  # beside a convolution's kernel: the same, prepared
 
 
 SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
@@ -79,10 +80,11 @@ class CausalConv(nn.Module):
             past = jnp.zeros((b, self.taps - 1, h, w, c), x.dtype) if past is None else past
             x = jnp.concatenate([past.astype(x.dtype), x], axis=1)
             state[name] = x[:, -(self.taps - 1) :]
+        fast = self.get_variable("params", FAST)  # see prepared
         y = 0.0
         for k in range(self.taps):  # kernel[k] meets the group k steps back
             frames = x[:, self.taps - 1 - k : self.taps - 1 - k + t].reshape(b * t, h, w, c)
-            y = y + conv3x3(frames, kernel[k])
+            y = y + (conv3x3(frames, kernel[k]) if fast is None else winograd(frames, fast[k]))
         return (y + bias.astype(x.dtype)).reshape(b, t, h, w, self.features)
 
 
@@ -157,6 +159,23 @@ def init(config: VAEConfig, key: Array) -> dict:
 def abstract(config: VAEConfig) -> dict:
     """Shapes and dtypes of :func:`init` without computing anything."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def prepared(params: dict) -> dict:
+    """``params`` with the decoder's kernels as :func:`lpm_jax.nn.conv.winograd` reads them, beside those there are."""
+
+    def beside(tree: dict) -> dict:
+        found = {name: beside(x) if isinstance(x, dict) else x for name, x in tree.items()}
+        if getattr(tree.get("kernel"), "ndim", 0) == 5:
+            found[FAST] = winograd_kernel(tree["kernel"])
+        return found
+
+    return params | {"decoder": beside(params["decoder"])}
+
+
+def plain(params: dict) -> dict:
+    """``params`` without what :func:`prepared` put beside them."""
+    return {name: plain(x) if isinstance(x, dict) else x for name, x in params.items() if name != FAST}
 
 
 FIXED = ("basis", "scale", "centre", "mean", "std")  # parameters that no gradient changes
