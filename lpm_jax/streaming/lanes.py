@@ -8,7 +8,8 @@
 A lane is a compiled program, and a thread of its own sends it chunks in their order: handing arrays from one lane's
 devices to another's may wait for them, and must not hold up the lane before. What is on its way is bounded by
 :attr:`Lanes.ahead` chunks, so that a slow lane holds up the whole. With one device all lanes share it. A lane that
-fails raises where its frames are asked for, in the session that asked, and ends that: the others are a chunk further.
+fails, or stalls for longer than :attr:`Lanes.limit`, raises where its frames are asked for, in the session that asked,
+and ends that: the others are a chunk further.
 """
 
 from __future__ import annotations
@@ -41,17 +42,57 @@ from lpm_jax.streaming.refiner import RefinerState, refine
 from lpm_jax.streaming.refiner import begin as begin_refiner
 
 LANES = ("generator", "refiner", "vae")
+LIMIT = 600.0  # seconds
+LOOK = 0.001  # seconds between looks at whether a device is done
 
 
-class Pending(NamedTuple):
-    """A chunk on its way: ``frames`` is an array when the VAE's lane was sent it."""
+class StalledError(RuntimeError):
+    """A lane did not come to an end with a chunk in time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pending:
+    """A chunk on its way through ``stream``'s lanes. What is in ``sent`` is an array, or arrays, when its lane was sent
+    the chunk; the last one's are the frames."""
 
     index: int
-    frames: Future
+    sent: dict[str, Future]
+    stream: LaneStream
 
     def get(self) -> UInt8[np.ndarray, "b frames h w 3"]:
-        """Waits for the frames. What a lane raised, this raises."""
-        return np.asarray(self.frames.result())
+        """Waits for the frames. What a lane raised, this raises.
+
+        Raises:
+          StalledError: a lane took longer than ``Lanes.limit``; its stream has ended. The lane's thread is still at it.
+        """
+        return np.asarray(self.wait())
+
+    def wait(self) -> Array:
+        """Until the frames are on their devices."""
+        stream, last = self.stream, [*self.sent.values()][-1]
+        if isinstance(stream.failure, StalledError):
+            raise stream.failure
+        until = time.monotonic() + stream.lanes.limit
+        try:
+            frames = last.result(stream.lanes.limit)
+        except TimeoutError:
+            if last.done():  # a lane's own
+                raise
+            frames = None
+        while frames is None or not frames.is_ready():
+            if time.monotonic() >= until:
+                lane = next(name for name, future in self.sent.items() if not _done(future))
+                stream.failure = stream.failure or StalledError(
+                    f"the {lane} lane stalled: chunk {self.index} was not there within {stream.lanes.limit:g} s"
+                )
+                raise stream.failure
+            time.sleep(LOOK)
+        return frames
+
+
+def _done(sent: Future) -> bool:
+    """Whether a lane's work is over, on its devices too."""
+    return sent.done() and (sent.exception() or all(x.is_ready() for x in jax.tree.leaves(sent.result())))
 
 
 class Run(NamedTuple):
@@ -73,6 +114,7 @@ class Lanes:
       decoder: devices for the VAE; by default the Generator's first.
       refiner: devices for the Refiner, as many as the Generator's; by default those.
       ahead: chunks that may be on their way; by default one for each lane.
+      limit: seconds that a chunk may take, compiling included.
 
     Raises:
       InputError: the model does not divide over the devices.
@@ -87,8 +129,9 @@ class Lanes:
         decoder: list | None = None,
         ahead: int = 0,
         refiner: list | None = None,
+        limit: float = LIMIT,
     ):
-        self.config = config
+        self.config, self.limit = config, limit
         self.mesh = sharding.make_mesh(mesh, devices)
         if refiner and len(refiner) != len(devices):
             raise InputError(f"Refiner: expected {len(devices)} devices, as the Generator, found {len(refiner)}")
@@ -218,11 +261,12 @@ class LaneStream:
         :class:`Pending`."""
         while len(self._pending) >= self.lanes.ahead:
             _wait(self._pending.popleft())
-        send, sent = partial(self._send, self.index, time.perf_counter()), (speak, listen)
-        handed = send("generator", self._generator, sent)
-        if self.lanes.has("refiner"):
-            handed = send("refiner", self._refiner, handed)
-        pending = Pending(self.index, send("vae", self._vae, handed))
+        works = {"generator": self._generator, "refiner": self._refiner, "vae": self._vae}
+        sent: dict[str, Future] = {}
+        handed: Any = (speak, listen)
+        for lane in self.lanes.threads:
+            handed = sent[lane] = self._send(self.index, time.perf_counter(), lane, works[lane], handed)
+        pending = Pending(self.index, sent, self)
         self._pending.append(pending)
         self.index += 1
         return pending
@@ -312,7 +356,7 @@ class LaneStream:
 def _wait(pending: Pending) -> None:
     """Until a chunk is done or has failed, which who holds it will hear."""
     with contextlib.suppress(Exception):
-        jax.block_until_ready(pending.frames.result())
+        pending.wait()
 
 
 class _Watch:

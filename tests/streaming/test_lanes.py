@@ -4,6 +4,8 @@ import dataclasses
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -95,6 +97,35 @@ def test_too_few_devices_are_named():
         spread(tiny.CONFIG, [0, 1, 2, 3], MeshConfig(fsdp=1, tensor=4), 1)
     with pytest.raises(InputError, match="--mesh: expected axes tensor, context and ring"):
         spread(tiny.CONFIG, [0, 1, 2, 3], MeshConfig(fsdp=2, tensor=2), 0)
+
+
+def test_a_lane_that_stalls_is_named_and_ends_its_stream_alone():
+    pipe = Pipeline(tiny.CONFIG, tiny.params())
+    lanes = Lanes(tiny.CONFIG, pipe.params, jax.devices()[:1])
+    sound = np.zeros((1, chunk_samples(tiny.CONFIG)), np.float32)
+    stream = lanes.open(pipe.open(tiny.picture())._state)
+    want = stream.step(sound, sound).get()
+    decode, go_on = lanes._decode, threading.Event()
+
+    def stalled(*given):
+        go_on.wait(60)
+        return decode(*given)
+
+    lanes._decode, lanes.limit = stalled, 0.3
+    began = time.monotonic()
+    chunk = stream.step(sound, sound)
+    for ask in (chunk.get, stream.step(sound, sound).get, stream.before):
+        with pytest.raises(RuntimeError, match=r"the vae lane stalled: chunk 1 was not there within 0.3 s"):
+            ask()
+    assert time.monotonic() - began < 10
+    lanes._decode, lanes.limit = decode, 60.0
+    go_on.set()
+    again = lanes.open(pipe.open(tiny.picture())._state)
+    np.testing.assert_array_equal(again.step(sound, sound).get(), want)
+    with pytest.raises(RuntimeError, match="the vae lane stalled"):  # it does not come back
+        stream.step(sound, sound).get()
+    for each in (stream, again):
+        each.close()
 
 
 def test_a_lane_that_fails_is_heard_where_its_frames_are_asked_for():
