@@ -58,6 +58,7 @@ class Given(NamedTuple):
     speak: Float[np.ndarray, "chunks samples"]
     listen: Float[np.ndarray, "chunks samples"]
     noise: Float[np.ndarray, "chunks levels frames tokens values"]
+    life: Float[np.ndarray, "chunks frames values"] | None
     latents: np.ndarray
     frames: np.ndarray
 
@@ -76,17 +77,20 @@ def give(pipeline: Pipeline, picture: Any, speak: np.ndarray, listen: np.ndarray
     for i in range(LEAD):
         state, _ = generator.chunk_step(config, params, state, speak[None, i], listen[None, i])
     start, speak, listen = copied(state), speak[LEAD:], listen[LEAD:]
-    latent_step = jax.jit(generator.latent_step, static_argnums=0)
+    latent_step, hear = (jax.jit(f, static_argnums=0) for f in (generator.latent_step, generator.hear))
     shape = (1, config.stream.chunk, *state.near.shape[2:])
-    noise, latents, frames = [], [], []
+    noise, told, latents, frames = [], [], [], []
     for sounds in zip(speak[:, None], listen[:, None], strict=True):
         draw = jax.random.split(state.key)[1]  # as the step draws it
         keys = [jax.random.fold_in(draw, i) for i in range(len(config.stream.levels))]
         noise.append(np.stack([jax.random.normal(key, shape)[0] for key in keys]))
+        if config.dit.life:
+            told.append(np.asarray(hear(config, params, state, *sounds)[1].life[0]))
         latents.append(np.asarray(latent_step(config, params, state, *sounds)[1][0]))
         state, made = generator.chunk_step(config, params, state, *sounds)
         frames.append(np.asarray(made[0]))
-    return Given(start, speak, listen, *map(np.stack, (noise, latents, frames)))
+    told = np.stack(told) if told else None
+    return Given(start, speak, listen, np.stack(noise), told, np.stack(latents), np.stack(frames))
 
 
 def setting(pipeline: Pipeline, weights: Path, chunks: int, dtype: str = "float32") -> dict:
@@ -107,7 +111,8 @@ def save(folder: Path, given: Given) -> None:
     tensors |= {"cache": cache.reshape(-1, *cache.shape[2:]), "past": plain(past[0])}
     tensors["chunk"] = np.asarray(state.chunk)
     save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / "state.safetensors")
-    save_file({name: getattr(given, name) for name in ("speak", "listen", "noise")}, folder / "check.safetensors")
+    known = {name: getattr(given, name) for name in ("speak", "listen", "noise", "life")}
+    save_file({name: x for name, x in known.items() if x is not None}, folder / "check.safetensors")
 
 
 def compare(given: Given, folder: Path, modes: list[str], dtype: str = "float32") -> dict[str, dict]:

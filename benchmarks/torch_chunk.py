@@ -32,6 +32,7 @@ from benchmarks.torch_network import (
     FFT,
     FPS,
     KINDS,
+    LIFE,
     STRIDE,
     TOKEN,
     AudioEncoder,
@@ -148,7 +149,7 @@ class Stream:
         }
         return place, len(valid) + (n if n < sink else sink + (n - sink) % window) * chunk
 
-    def latents(self, heard: dict[str, Tensor], noise: Tensor) -> Tensor:
+    def latents(self, heard: dict[str, Tensor], noise: Tensor, life: Tensor | None) -> Tensor:
         """Both evaluations, ``noise [levels, frames, tokens, values]``; the last one's keys go into the cache."""
         cfg, state = self.config["dit"], self.state
         place, write = self.places()
@@ -161,7 +162,9 @@ class Stream:
             gain = (1 - t) * variance / ((1 - t) ** 2 * variance + t**2)
             shown = anchor + gain * (noisy - (1 - t) * anchor)
             level = torch.full(clean.shape[:1], t)
-            out, new = self.parts["evaluate"](shown, level, near - anchor, state["text"], sounds, place, state["cache"])
+            out, new = self.parts["evaluate"](
+                shown, level, near - anchor, state["text"], sounds, place, state["cache"], life
+            )
             change, still, carry = out.split((clean.shape[-1], cfg["channels"], cfg["channels"]), dim=-1)
             still, carry = still.repeat(1, 1, copies), carry.clamp(-1, 1).repeat(1, 1, copies)
             draft = clean if i else shown
@@ -173,7 +176,9 @@ class Stream:
             -1, rows * p, columns * p, cfg["channels"]
         )  # fmt: skip
 
-    def step(self, speak: Tensor, listen: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def step(
+        self, speak: Tensor, listen: Tensor, noise: Tensor | None = None, life: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The next chunk's latents and frames; ``seconds`` gathers what each part took."""
         marks = [time.perf_counter()]
         sounds = []
@@ -185,7 +190,9 @@ class Stream:
         if noise is None:
             shape = self.config["stream"]["chunk"], *self.state["near"].shape[1:]
             noise = torch.randn(len(self.config["stream"]["levels"]), *shape)
-        latents = self.latents(heard, noise)
+            told = self.config["dit"]["life"]  # ours draws it anew: next to nothing
+            life = torch.randn(self.config["stream"]["chunk"], LIFE) if told else None
+        latents = self.latents(heard, noise, life)
         marks.append(time.perf_counter())
         frames, self.state["past"] = self.parts["decode"](latents, self.state["past"])
         self.chunk += 1
@@ -197,7 +204,8 @@ class Stream:
 
 def check(stream: Stream, given: dict[str, Tensor], path: Path) -> None:
     """Makes the chunks whose sound and noise are ``given`` and writes their latents and frames."""
-    made = [stream.step(*chunk) for chunk in zip(given["speak"], given["listen"], given["noise"], strict=True)]
+    names = [name for name in ("speak", "listen", "noise", "life") if name in given]
+    made = [stream.step(*chunk) for chunk in zip(*(given[name] for name in names), strict=True)]
     latents, frames = (torch.stack(x) for x in zip(*made, strict=True))
     save_file({"latents": latents.contiguous(), "frames": frames.contiguous()}, path)
 

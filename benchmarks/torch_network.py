@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 KINDS = ("speak", "listen")
 TOKEN, STRIDE, FFT, FPS, CELL = 1000, 4, 512, 24, 768  # samples a token, tokens a latent frame, ..., numbers in a cell
+LIFE = 6  # values that tell each frame of a little life
 Turn = tuple[Tensor, Tensor]  # cosines and sines
 
 
@@ -112,6 +113,7 @@ class Transformer(nn.Module):
         d, patch = cfg["width"], cfg["patch"] ** 2 * cfg["channels"]
         sizes = {"patch": (patch, d), "near": (patch, d), "time_in": (cfg["time_width"], d), "time_out": (d, d),
                  "time_modulation": (d, 6 * d), "text_in": (cfg["text_width"], d), "text_out": (d, d)}  # fmt: skip
+        sizes |= {"life": (LIFE, d)} if cfg["life"] else {}
         self.embed = nn.ModuleDict({name: nn.Linear(*size) for name, size in sizes.items()})
         pairs = cfg["depth"] // 2
         self.blocks = nn.ModuleDict({kind: nn.ModuleList(Block(cfg) for _ in range(pairs)) for kind in KINDS})
@@ -119,12 +121,13 @@ class Transformer(nn.Module):
         self.head.register_parameter("modulation", nn.Parameter(torch.zeros(2, d)))
         self.time_width, self.eps = cfg["time_width"], cfg["eps"]
 
-    def forward(self, shown, level, known, words, heard: dict[str, tuple], place: dict, cache: Tensor):
+    def forward(self, shown, level, known, words, heard: dict[str, tuple], place: dict, cache: Tensor, life):
         """``shown`` and ``known [frames, tokens, values]``, ``level [frames]``, ``words [words, width]``,
-        ``cache [blocks, 2, slots, tokens, heads, dim]``."""
+        ``cache [blocks, 2, slots, tokens, heads, dim]``, ``life [frames, values]`` or None."""
         embed = self.embed
         phase = 1000.0 * angles(level, self.time_width)
         t = embed["time_out"](F.silu(embed["time_in"](torch.cat((phase.cos(), phase.sin()), dim=-1))))
+        t = t if life is None else t + embed["life"](life)
         time = embed["time_modulation"](F.silu(t)).unflatten(-1, (6, -1))
         text = embed["text_out"](F.gelu(embed["text_in"](words), approximate="tanh"))
         x, new = embed["patch"](shown) + embed["near"](known), []

@@ -192,6 +192,8 @@ class Window(grain.transforms.RandomMap):
             "kind": clip["kind"],
         }
         frames = slice(frame, frame + LATENT_STRIDE * self.latents)
+        if "life" in clip:  # mean over a latent's video frames
+            out["life"] = clip["life"][frames].reshape(self.latents, LATENT_STRIDE, -1).mean(axis=1)
         if self.params:
             out["params"] = clip["params"][frames]
         if self.mouth:

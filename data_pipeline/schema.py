@@ -28,6 +28,11 @@ PARAMS = (
 )  # fmt: skip
 PARAM_INDEX = {name: i for i, name in enumerate(PARAMS)}
 
+#: A little life that neither sound nor prompt foretells, in the column order of every ``life`` array (float32
+#: ``[frames, len(LIFE)]``), and the size of one unit: how the head sways (degrees), where the eyes glance, how far a
+#: blink has closed them.
+LIFE = {"yaw": 1.2, "roll": 0.8, "pitch": 0.4, "gaze_x": 0.2, "gaze_y": 0.1, "blink": 1.0}
+
 #: What the character does in a frame. ``both``: it and its partner speak at once.
 STATES = ("silence", "speak", "listen", "both")
 

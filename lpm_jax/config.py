@@ -164,6 +164,7 @@ class DiTConfig:
     # With 384 values a token and a width of 256 the noise in a velocity does not fit through the network
     # (Li and He, "Back to Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720).
     prediction: str = "clean"
+    life: bool = False  # each latent frame is told of a little life that nothing else foretells (``models/life.py``)
 
     @property
     def head_dim(self) -> int:

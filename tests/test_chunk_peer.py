@@ -113,7 +113,7 @@ class Played:
 
     def __init__(self, command: list[str], environment: dict[str, str]):
         folder = Path(command[-1])
-        assert set(load_file(folder / "check.safetensors")) == {"speak", "listen", "noise"}
+        assert set(load_file(folder / "check.safetensors")) == {"speak", "listen", "noise", "life"}
         assert json.loads((folder / "setting.json").read_text())["config"]["height"] == 32
         Played.environment = environment
         save_file({"latents": Played.given.latents, "frames": Played.given.frames}, folder / "eager.safetensors")

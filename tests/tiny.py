@@ -29,7 +29,7 @@ CONFIG = Config(
     audio=AudioConfig(bands=6, width=16, hearing=2, hearing_width=12),
     text=TextConfig(vocabulary=64, tokens=8, width=16),
     dit=DiTConfig(
-        depth=4, width=32, heads=2, ffn=64, channels=8, time_width=16, text_width=16, audio_width=16
+        depth=4, width=32, heads=2, ffn=64, channels=8, time_width=16, text_width=16, audio_width=16, life=True
     ),
     stream=StreamConfig(chunk=3, sink=1, window=1),
     train=TrainConfig(steps=10, batch=4, token_keep=1.0),

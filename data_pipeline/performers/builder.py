@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
 from data_pipeline.performers.clip import clip_seed, frames_of, make_clip, render_job, start_worker
-from data_pipeline.schema import PARAMS, REFERENCES, REGIONS
+from data_pipeline.schema import LIFE, PARAMS, REFERENCES, REGIONS
 
 SPLITS = ("train", "held_out")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -29,7 +29,7 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 class Performers(tfds.core.GeneratorBasedBuilder):
     """Clips of synthetic performers; see ``clip.make_clip`` for the fields. Splits: train and held_out."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     # Nothing is downloaded; TFDS would look for checksums through importlib_resources, which it does not require.
     code_path = None
     url_infos: dict = {}
@@ -55,6 +55,7 @@ class Performers(tfds.core.GeneratorBasedBuilder):
             "speak": tfds.features.Tensor(shape=(None,), dtype=np.int16),
             "listen": tfds.features.Tensor(shape=(None,), dtype=np.int16),
             "params": tfds.features.Tensor(shape=(None, len(PARAMS)), dtype=np.float32),
+            "life": tfds.features.Tensor(shape=(None, len(LIFE)), dtype=np.float32),
             "states": tfds.features.Tensor(shape=(None,), dtype=np.int32),
             "regions": tfds.features.Tensor(shape=(None, len(REGIONS), 4), dtype=np.float32),
             "references": tfds.features.Tensor(shape=(len(REFERENCES),), dtype=np.object_),

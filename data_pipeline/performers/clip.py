@@ -41,12 +41,13 @@ def make_sound(
     scene = make_scene(keys[1], frames, held_out, kind)
     prompt = sample_prompt(np.random.default_rng(keys[2]), held_out)
     speak, listen = (np.round(x * 32767).astype(np.int16) for x in (scene.speak, scene.listen))
-    params, events = perform(scene.dry, to_float(speak), to_float(listen), prompt, frames, keys[3], from_rest)
+    params, events, life = perform(scene.dry, to_float(speak), to_float(listen), prompt, frames, keys[3], from_rest)
     events = sorted([*events, *scene.events], key=lambda e: e[1])
     return {
         "speak": speak,
         "listen": listen,
         "params": params,
+        "life": life,
         "states": scene.states,
         "prompt": prompt.text,
         "kind": scene.kind,
@@ -74,12 +75,13 @@ def make_clip(
     """A record, the same for the same arguments.
 
     ``video`` MP4 bytes (H.264 4:4:4, 24 fps, 128 x 128, no sound); ``speak`` and ``listen`` int16 ``[frames * 1000]``
-    at 24 kHz; ``params`` float32 ``[frames, len(PARAMS)]``; ``states`` int32 ``[frames]`` (index into ``STATES``);
-    ``regions`` float32 ``[frames, 3, 4]``; ``prompt`` and ``kind`` str; ``references`` a list of PNG bytes in the order
-    of ``REFERENCES``, ``b""`` where missing (``global`` never is); ``character``, ``phonemes`` (start and end seconds,
-    IPA), ``events``, ``voice`` and ``intention`` JSON; ``seed`` int. ``held_out`` takes the character, voices, scripts
-    and prompts that training never sees; ``style`` fixes the look of a held-out character. ``from_rest`` eases the
-    prompt in, where else a clip does from its first frame on what it says.
+    at 24 kHz; ``params`` float32 ``[frames, len(PARAMS)]``; ``life`` float32 ``[frames, len(LIFE)]``; ``states`` int32
+    ``[frames]`` (index into ``STATES``); ``regions`` float32 ``[frames, 3, 4]``; ``prompt`` and ``kind`` str;
+    ``references`` a list of PNG bytes in the order of ``REFERENCES``, ``b""`` where missing (``global`` never is);
+    ``character``, ``phonemes`` (start and end seconds, IPA), ``events``, ``voice``, ``intention`` JSON; ``seed`` int.
+    ``held_out`` takes the character, voices, scripts and prompts that training never sees; ``style`` fixes the look
+    of a held-out character. ``from_rest`` eases the prompt in, where else a clip does from its first frame on what it
+    says.
     """
     from data_pipeline.performers.character import sample_held_out_character, sample_training_character
     from data_pipeline.performers.render import references, regions, render

@@ -23,7 +23,7 @@ from data_pipeline.performers.reactions import (
 )
 from data_pipeline.performers.speech import Speech
 from data_pipeline.performers.visemes import MOUTH, STEP, envelope, mouth, smooth
-from data_pipeline.schema import PARAM_INDEX, PARAMS
+from data_pipeline.schema import LIFE, PARAM_INDEX, PARAMS
 
 OWN_BLINK_DELAY = 0.12  # after the end of one's own phrase
 REST = {"scale": 1.0, "lid_left": 0.9, "lid_right": 0.9, "pupil": 0.5, "lip_width": 0.5}
@@ -48,17 +48,23 @@ def accents(speak: Float[np.ndarray, " samples"], frames: int) -> list[tuple[flo
     return [(j * STEP, float(np.clip((fast[j] - 0.45) / 0.5, 0, 1))) for j in sorted(kept)]
 
 
-def _life(p: dict[str, np.ndarray], rng: np.random.Generator, t: np.ndarray) -> None:
+def _sway(p: dict[str, np.ndarray], rng: np.random.Generator, t: np.ndarray, life: dict[str, np.ndarray]) -> None:
     """Slow sway and breathing, from rest at the first frame."""
     for name, low, high in (("yaw", 1.0, 2.4), ("roll", 0.6, 1.6), ("pitch", 0.3, 0.8)):
         period = rng.uniform(4.5, 8.0)
-        p[name] = p[name] + rng.choice([-1, 1]) * rng.uniform(low, high) * np.sin(2 * np.pi * t / period)
+        life[name] = rng.choice([-1, 1]) * rng.uniform(low, high) * np.sin(2 * np.pi * t / period)
+        p[name] = p[name] + life[name]
     p["shift_x"] = p["shift_x"] + p["yaw"] * 0.0015
     p["breath"] = p["breath"] + 0.5 - 0.5 * np.cos(2 * np.pi * t / 3.8)
 
 
 def _glances(
-    p: dict[str, np.ndarray], rng: np.random.Generator, t: np.ndarray, free: np.ndarray, events: list[Event]
+    p: dict[str, np.ndarray],
+    rng: np.random.Generator,
+    t: np.ndarray,
+    free: np.ndarray,
+    events: list[Event],
+    life: dict[str, np.ndarray],
 ) -> None:
     """Small glances away, only while ``free`` (0..1: not listening)."""
     at = rng.uniform(0.8, 4.0)
@@ -66,7 +72,8 @@ def _glances(
         x, y, hold = rng.uniform(-0.3, 0.3), rng.uniform(-0.15, 0.15), rng.uniform(0.5, 1.1)
         there = plateau(t, at, at + hold, 0.1, 0.12) * free
         if there.max() > 0.5:
-            p["gaze_x"], p["gaze_y"] = p["gaze_x"] + x * there, p["gaze_y"] + y * there
+            for name, far in (("gaze_x", x), ("gaze_y", y)):
+                p[name], life[name] = p[name] + far * there, life[name] + far * there
             events.append(("glance", float(at), 0.0))
         at += rng.uniform(3.0, 6.0)
 
@@ -79,8 +86,8 @@ def perform(
     frames: int,
     seed: int,
     from_rest: bool = False,
-) -> tuple[Float[np.ndarray, "frames params"], list[Event]]:
-    """Parameters in the order of ``PARAMS`` and the events behind them.
+) -> tuple[Float[np.ndarray, "frames params"], list[Event], Float[np.ndarray, "frames life"]]:
+    """Parameters in the order of ``PARAMS``, the events behind them, and of what the seed moves, ``schema.LIFE``.
 
     ``speech`` is the dry speech with its phonemes, ``speak`` and ``listen`` the recorded tracks (24 kHz, full scale 1).
     The seed moves only sway, glances and rare blinks. ``from_rest`` eases the prompt in (``prompts.pose``).
@@ -89,7 +96,8 @@ def perform(
     t = frame_times(frames)
     p = {name: np.full(frames, REST.get(name, 0.0)) for name in PARAMS}
     events: list[Event] = []
-    _life(p, rng, t)
+    life = {name: np.zeros(frames) for name in LIFE}
+    _sway(p, rng, t, life)
 
     heard = reactions(listen, frames)
     events += reaction_events(listen)
@@ -122,10 +130,12 @@ def perform(
         if all(abs(at - other) > 1.0 for other in caused):
             free_blinks.append(float(at))
         at += rng.uniform(3.5, 6.0)
+    for start in free_blinks:
+        life["blink"] = np.maximum(life["blink"], blink(t, start))
     for start in own_blinks + free_blinks:
         closed = np.maximum(closed, blink(t, start))
     events += [("blink", start, OWN_BLINK_DELAY if start in own_blinks else 0.0) for start in own_blinks + free_blinks]
-    _glances(p, rng, t, 1 - heard["attention"], events)
+    _glances(p, rng, t, 1 - heard["attention"], events, life)
 
     pose(prompt, p, from_rest)
     if prompt.action.startswith("look") or prompt.emotion == "thinking":
@@ -136,7 +146,8 @@ def perform(
     lips = articulation(speech, frames)
     for name, curve in lips.items():
         p[name] = curve if name == "aperture" else p[name] + curve
-    return _bounded(p), sorted(events, key=lambda e: e[1])
+    lively = np.stack([life[name] / size for name, size in LIFE.items()], axis=1).astype(np.float32)
+    return _bounded(p), sorted(events, key=lambda e: e[1]), lively
 
 
 def _bounded(p: dict[str, np.ndarray]) -> Float[np.ndarray, "frames params"]:

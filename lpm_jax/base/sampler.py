@@ -57,7 +57,8 @@ class Guided:
         text = jnp.concatenate([batch["text" if TERMS[term][0] else "negative"] for term in self.factors])
         tiled = {
             name: jnp.concatenate([batch[name]] * n)
-            for name in ("speak", "listen", "references", "reference_kinds", "reference_valid")
+            for name in ("speak", "listen", "references", "reference_kinds", "reference_valid", "life")
+            if name in batch
         }
         drop = {"audio": jnp.asarray(heard, jnp.float32)}
         self.denoise = Denoiser(config, params, tiled | {"text": text}, frames, drop=drop)

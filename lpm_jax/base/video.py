@@ -29,7 +29,7 @@ from lpm_jax.base import sampler
 from lpm_jax.config import Config, SampleConfig
 from lpm_jax.errors import InputError
 from lpm_jax.media import check_prompt, load_audio
-from lpm_jax.models import conditions, text, vae
+from lpm_jax.models import conditions, life, text, vae
 from lpm_jax.models.audio import STRIDE
 from lpm_jax.pictures import load_image, reference_kind
 
@@ -191,6 +191,8 @@ class _Segments:
         overlap, made, segment = self.config.sample.overlap, 0, 0
         step = self.frames - overlap
         tail = np.zeros((1, overlap, *references.shape[2:]), np.float32)
+        drawn_by = jax.random.fold_in(key, 2**31 - 1)  # no segment's
+        told, living = None, life.begin(drawn_by, 1)
         while made < needed:
             # The image stands just before the first segment only.
             valid = valid & ((kinds != conditions.FIRST_FRAME) | (segment == 0))
@@ -198,6 +200,11 @@ class _Segments:
                 "text": self.ids[min(segment, len(self.ids) - 1)], "negative": self.negative,
                 "references": references, "reference_kinds": kinds, "reference_valid": valid,
             }  # fmt: skip
+            if self.config.dit.life:
+                count = self.frames if told is None else step
+                living, drawn = life.onward(living, count, jax.random.fold_in(drawn_by, segment))
+                told = drawn if told is None else jnp.concatenate([told[:, step:], drawn], axis=1)
+                batch["life"] = told
             new = sampler.sample(
                 self.config, self.params, batch, tail, jnp.asarray(segment > 0), self.frames,
                 jax.random.fold_in(key, segment),

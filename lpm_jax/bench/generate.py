@@ -48,7 +48,7 @@ def make_case(spec: Spec) -> Case:
     late = 1 / FPS
     truth = Truth(
         character=json.loads(character.to_json()),
-        params=_joined([params for params, _ in played], length)[1:].astype(np.float32),
+        params=_joined([params for params, *_ in played], length)[1:].astype(np.float32),
         phonemes=tuple((round(a - late, 4), round(b - late, 4), ipa) for a, b, ipa in scene.dry.phonemes if b > late),
         events=tuple((name, round(float(t) - late, 4), round(float(wait), 4)) for name, t, wait in events),
     )

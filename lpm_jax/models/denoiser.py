@@ -36,8 +36,9 @@ class Denoiser:
     """Conditions, references and masks of a batch of windows, prepared once; then any noisy input.
 
     ``batch`` holds ``text`` ids ``[b, words]``, audio features ``speak`` and ``listen`` ``[b, tokens, features]`` that
-    end with the window, and ``references`` ``[b, refs, h, w, c]`` (latents; the second is the global appearance) with
-    ``reference_kinds`` and ``reference_valid`` ``[b, refs]``. ``keep`` selects patches, ``drop`` is the ``keep`` of
+    end with the window, ``life`` of each frame where the model is told of it, and ``references``
+    ``[b, refs, h, w, c]`` (latents; the second is the global appearance) with ``reference_kinds`` and
+    ``reference_valid`` ``[b, refs]``. ``keep`` selects patches, ``drop`` is the ``keep`` of
     :func:`lpm_jax.models.conditions.encode`, ``chunk`` makes it block-causal.
     """
 
@@ -55,7 +56,8 @@ class Denoiser:
         cfg = config.dit
         dtype = params["dit"]["embed"]["patch"]["kernel"].dtype
         heard = (batch[name].astype(dtype) for name in ("speak", "listen"))
-        self.conditions = conditions.encode(config, params, batch["text"], *heard, frames, chunk, drop)
+        told = conditions.encode(config, params, batch["text"], *heard, frames, chunk, drop)
+        self.conditions = told._replace(life=batch.get("life"))
         h, w = batch["references"].shape[2:4]
         self.references = take(dit.patchify(cfg, batch["references"].astype(dtype)), keep)
         self.anchor = self.references[:, 1:2]

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+from data_pipeline.schema import LIFE
 from lpm_jax import sharding
 from lpm_jax.config import DiTConfig
 from lpm_jax.nn.attention import Visible, attention
@@ -52,6 +53,7 @@ class Conditions(NamedTuple):
     text_mask: Bool[Array, "b words"]
     speak: Audio
     listen: Audio
+    life: Float[Array, "b frames values"] | None = None  # of each frame of video; None: at rest
 
 
 class Context(NamedTuple):
@@ -190,7 +192,7 @@ class Embed(nn.Module):
     config: DiTConfig
 
     @nn.compact
-    def __call__(self, patches, levels, text, near=None):
+    def __call__(self, patches, levels, text, near=None, life=None):
         cfg = self.config
 
         def dense(name: str, features: int = cfg.width, axes=(None, "embed"), init=LECUN):
@@ -202,6 +204,8 @@ class Embed(nn.Module):
         t = time_features(levels, cfg.time_width).astype(patches.dtype)
         t = dense("time_in")(t)
         t = dense("time_out", axes=("embed", None))(nn.silu(t))
+        if life is not None:
+            t = t.at[:, : life.shape[1]].add(dense("life", init=nn.initializers.zeros)(life.astype(t.dtype)))
         e = dense("time_modulation", 6 * cfg.width, axes=("embed", None))(nn.silu(t))
         y = dense("text_in")(text)
         y = dense("text_out", axes=("embed", None))(nn.gelu(y, approximate=True))
@@ -238,9 +242,10 @@ def _modules(config: DiTConfig, key: Array) -> dict:
     near = patches if config.prediction == "clean" else None
     audio = Audio(zeros((1, 1, config.audio_width)), jnp.ones((1, 1, 1), bool), zeros((1, half)), zeros((1, half)))
     x, e = zeros((1, 1, 1, config.width)), zeros((1, 1, 6, config.width))
+    life = zeros((1, 1, len(LIFE))) if config.life else None
     text, positions = zeros((1, 1, config.width)), Positions(zeros((1, 1, half)), None, None)
     return {
-        "embed": Embed(config).init(keys[0], patches, zeros((1, 1)), zeros((1, 1, config.text_width)), near),
+        "embed": Embed(config).init(keys[0], patches, zeros((1, 1)), zeros((1, 1, config.text_width)), near, life),
         "block": Block(config).init(keys[1], x, e, 1, text, jnp.ones((1, 1), bool), audio, positions),
         "head": Head(config).init(keys[2], x, zeros((1, 1, config.width))),
     }
@@ -327,7 +332,8 @@ def forward(
     b, f, n, _ = patches.shape
     declared = axes(config)
     ends = {name: sharding.gather(declared[name], params[name]) for name in ("embed", "head")}
-    x, t, e, text = Embed(config).apply({"params": ends["embed"]}, patches, levels, conditions.text, near)
+    life = conditions.life if config.life and video else None
+    x, t, e, text = Embed(config).apply({"params": ends["embed"]}, patches, levels, conditions.text, near, life)
     x = sharding.constrain(x, "batch", None, "tokens", None)
     block = Block(config, implementation)
 

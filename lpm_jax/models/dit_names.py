@@ -20,8 +20,8 @@ DROPPED = re.compile(
     r"blocks\.\d+\.(attn2\.(add_[kv]_proj|norm_added_[kq])|cross_attn\.([kv]_img|norm_k_img))\."
     r"|condition_embedder\.image_embedder\.|img_emb\.|freqs$"
 )
-#: Paths of what Wan does not have: the audio branch, and the gates and near latent of "clean" prediction.
-AUDIO = re.compile(r"blocks/(speak|listen)/(norm_)?audio_|head/gate/|embed/near/")
+#: Paths of what Wan does not have: the audio branch, the gates and near latent of "clean" prediction, and life.
+AUDIO = re.compile(r"blocks/(speak|listen)/(norm_)?audio_|head/gate/|embed/(near|life)/")
 
 
 def names(config: DiTConfig) -> dict[str, Names]:
@@ -48,6 +48,8 @@ def names(config: DiTConfig) -> dict[str, Names]:
     if config.prediction == "clean":
         dense("head/gate", "gate_out")
         dense("embed/near", "near_embedding")
+    if config.life:
+        dense("embed/life", "life_embedding")
     out["head/modulation"] = Names(("scale_shift_table", "head.modulation"), (0, 1, 2), (1, 2, d))
 
     for kind, which in (("speak", "{even}"), ("listen", "{odd}")):
@@ -85,7 +87,7 @@ def fresh(path: str, layer: int, shape: tuple[int, ...], seed: int = 0) -> Float
     """
     if path.endswith("gain"):
         return np.ones(shape, np.float32)
-    if path.endswith("bias") or "audio_v" in path or "gate" in path or "near" in path:
+    if path.endswith("bias") or "audio_v" in path or "gate" in path or "near" in path or "life" in path:
         return np.zeros(shape, np.float32)
     limit = np.float32((6 / sum(shape)) ** 0.5)  # Xavier, uniform
     value = np.random.default_rng([seed, zlib.crc32(path.encode()), layer]).random(shape, np.float32)

@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from lpm_jax.config import Config
-from lpm_jax.models import conditions, dit, vae
+from lpm_jax.models import conditions, dit, life, vae
 from lpm_jax.models.audio import STRIDE, TOKEN, branch
 from lpm_jax.nn.quantized import quantized_weights
 from lpm_jax.streaming import cache as rolling
@@ -48,6 +48,7 @@ class StreamState(NamedTuple):
     chunk: Int[Array, ""]  # index of the next chunk
     key: Array
     refiner: RefinerState | None = None  # where there is a Refiner
+    life: Float[Array, "b life"] | None = None  # where it stands, where there is any (``models/life.py``)
 
 
 class Undo(NamedTuple):
@@ -61,6 +62,7 @@ class Undo(NamedTuple):
     chunk: Array
     key: Array
     refiner: TrackUndo | None
+    life: Array | None
 
 
 class TrackUndo(NamedTuple):
@@ -140,7 +142,10 @@ def begin(
     samples = jnp.zeros((b, history_samples(config)))
     near, count = patches[:, :1], jnp.zeros((), jnp.int32)
     anchor = patches[:, 1:2]
-    return StreamState(cache, times, valid, anchor, near, text, text_mask, samples, samples, {}, count, key, refined)
+    moving = life.begin(jax.random.fold_in(key, 2), b) if config.dit.life else None
+    return StreamState(
+        cache, times, valid, anchor, near, text, text_mask, samples, samples, {}, count, key, refined, moving
+    )
 
 
 def shown(
@@ -177,7 +182,8 @@ def before(config: Config, state: StreamState) -> Undo:
     slots = _slots(config, state, state.chunk)
     kept = (state.near, state.speak, state.listen, state.vae, state.chunk, state.key)
     refined = None if state.refiner is None else track_before(config, state.refiner)
-    return Undo(slots, *jax.tree.map(jnp.copy, kept), refined)  # the step donates the originals
+    kept, moving = jax.tree.map(jnp.copy, (kept, state.life))  # the step donates the originals
+    return Undo(slots, *kept, refined, moving)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -248,9 +254,12 @@ def hear(
     sound = {"speak": jnp.concatenate([state.speak, speak], axis=1)}
     sound["listen"] = jnp.concatenate([state.listen, listen], axis=1)
     encoded = conditions.encode_sound(config, params, **sound, frames=config.stream.chunk, dtype=state.cache.k.dtype)
-    keep = state.speak.shape[1]
+    keep, moved = state.speak.shape[1], None
     state = state._replace(speak=sound["speak"][:, -keep:], listen=sound["listen"][:, -keep:])
-    return state, dit.Conditions(state.text, state.text_mask, **encoded)
+    if state.life is not None:
+        moving, moved = life.onward(state.life, config.stream.chunk, jax.random.fold_in(state.key, 2))
+        state = state._replace(life=moving)
+    return state, dit.Conditions(state.text, state.text_mask, **encoded, life=moved)
 
 
 def generate(

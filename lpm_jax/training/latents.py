@@ -36,7 +36,7 @@ STILL_EVERY = 3  # latent frames between the frames that are also encoded as pic
 REFERENCE_SLOTS = 5  # the global appearance and up to four views or expressions
 KINDS = ("speak", "listen", "conversation", "idle")
 FIRST = 8  # clips that tell one data set from another: a single one may be the same in both
-ROW = 2  # what a row holds: raised where that changes, so that no cache lacks a field
+ROW = 3  # what a row holds: raised where that changes, so that no cache lacks a field
 
 
 class LatentSource:
@@ -143,6 +143,7 @@ def encode_clip(config: Config, encode, record: dict) -> dict[str, np.ndarray]:
         "text": tokenize(config.text, _text(record["prompt"])),
         "kind": np.int32(KINDS.index(_text(record["kind"]))),
         "params": np.asarray(record["params"], np.float32),
+        "life": np.asarray(record["life"], np.float32),
         "aperture": np.asarray(record["params"][:, PARAM_INDEX["aperture"]], np.float32),
         **mel,
         **maps,
@@ -164,6 +165,8 @@ def _encode(config: Config, weights: dict, split: str, source, directory: Path) 
         raise InputError(
             f"{directory}: expected a cache of clips, found none; of Wan's autoencoder or wav2vec 2.0 none is made here"
         )
+    if "life" not in source[0]:
+        raise InputError(f"--data {config.data}: expected clips with their life, found older ones; render them again")
     # The networks in half precision: they only correct the linear code, and this pass takes minutes.
     encoder = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), weights["encoder"])
     encode = jax.jit(lambda weights, video: toy.encode(config.vae, weights, toy.to_unit(video))[0])

@@ -33,7 +33,7 @@ def cut(config: Config, batch: dict, first: Int[Array, ""] | int, chunks: int) -
             count = generator.history_samples(config) + STRIDE * TOKEN * frames
             sound = jax.lax.dynamic_slice_in_dim(batch[f"{name}_sound"], STRIDE * TOKEN * start, count, axis=1)
             window[f"{name}_sound"] = sound
-    for name in ("latents", "weights", "mouth"):
+    for name in ("latents", "weights", "mouth", "life"):
         if name in batch:
             window[name] = jax.lax.dynamic_slice_in_dim(batch[name], start, frames, axis=1)
     valid = jnp.asarray(batch["reference_valid"])
@@ -69,7 +69,7 @@ class Player:
             text, mask = (jnp.where(chunk < self.change, a, b) for a, b in ((old, text), (old_mask, mask)))
         if self.keep is not None:
             mask = conditions.kept_words(mask, self.keep)
-        names = ("speak", "listen", "speak_sound", "listen_sound", "reference_valid")
+        names = ("speak", "listen", "speak_sound", "listen_sound", "reference_valid", "life")
         window = cut(config, {k: batch[k] for k in names if k in batch}, chunk, 1)
         size = config.stream.chunk
         if "speak_sound" in window:
@@ -78,7 +78,7 @@ class Player:
         else:
             heard = (window[name].astype(dtype) for name in ("speak", "listen"))
             encoded = conditions.encode_audio(config, params, *heard, size, size, self.keep)
-        return dit.Conditions(text.astype(dtype), mask, **encoded)
+        return dit.Conditions(text.astype(dtype), mask, **encoded, life=window.get("life"))
 
     def start(self, params: dict, key: Array) -> StreamState:
         """The stream's first state. A first frame that is not shown is replaced by the global appearance, as the near

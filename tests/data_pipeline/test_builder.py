@@ -51,7 +51,7 @@ def test_round_trip(folder):
 
 def test_nothing_but_the_data_set_is_left_behind(folder):
     assert [p.name for p in folder.iterdir()] == ["performers"]
-    assert [p.name for p in (folder / "performers").iterdir()] == ["1.0.0"]
+    assert [p.name for p in (folder / "performers").iterdir()] == ["1.1.0"]
 
 
 def test_tensorflow_is_never_imported(folder):

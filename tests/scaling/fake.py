@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.schema import LIFE
 from lpm_jax.checkpoint import save_weights
 from lpm_jax.config import Config
 from lpm_jax.training import latents
@@ -34,6 +35,7 @@ def cache(folder: Path) -> Path:
         "kind": np.array([latents.KINDS.index("speak"), latents.KINDS.index("idle")] * (CLIPS // 2), np.int32),
         "speak": heard(), "listen": heard(),
         **{name: rng.random((CLIPS, LATENTS, 4, 4)) < 0.2 for name in ("mouth", "eyes", "face")},
+        "life": rng.normal(size=(CLIPS, 4 * LATENTS - 3, len(LIFE))).astype(np.float32),
     }  # fmt: skip
     folder.mkdir(parents=True)
     for name, array in arrays.items():

@@ -10,7 +10,7 @@ import pytest
 
 from lpm_jax.config import StreamConfig
 from lpm_jax.flow import add_noise, clean_from_output, network_input
-from lpm_jax.models import conditions, dit
+from lpm_jax.models import conditions, dit, life
 from lpm_jax.models.audio import FFT, TOKEN, log_mel
 from lpm_jax.models.text import tokenize
 from lpm_jax.models.vae import toy
@@ -112,9 +112,16 @@ class Reference:
             jnp.asarray(log_mel(CONFIG.audio, np.concatenate([history, track(name)[: chunks * SAMPLES]]), np))[None]
             for name in dit.KINDS
         ]
-        return conditions.encode(
+        encoded = conditions.encode(
             CONFIG, self.params, jnp.asarray(ids("smiles")), *mel, chunks * STREAM.chunk, STREAM.chunk
         )
+        key, lives = jax.random.key(SEED), []
+        state = life.begin(jax.random.fold_in(key, 2), 1)
+        for _ in range(chunks):
+            state, drawn = life.onward(state, STREAM.chunk, jax.random.fold_in(key, 2))
+            key = jax.random.split(key)[0]
+            lives.append(drawn)
+        return encoded._replace(life=jnp.concatenate(lives, axis=1))
 
     def noise(self) -> list[list[jax.Array]]:
         """``[chunk][evaluation]`` as the stream draws it."""
@@ -176,10 +183,10 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
     ]
     module = dit.Block(CFG)
 
-    def evaluate(patches, levels, near, video, hear, own_times, past, past_times, mask):
+    def evaluate(patches, levels, near, video, hear, alive, own_times, past, past_times, mask):
         """All blocks, each with its own list of earlier keys and values; returns the output and the new ones."""
         embed = {"params": ref.params["dit"]["embed"]}
-        x, t, e, text = dit.Embed(CFG).apply(embed, patches, levels, told.text, near - ref.anchor)
+        x, t, e, text = dit.Embed(CFG).apply(embed, patches, levels, told.text, near - ref.anchor, alive)
         own = angles_3d(own_times, 2, 2, CFG.head_dim)
         positions = dit.Positions(own, angles_3d(past_times, 2, 2, CFG.head_dim), mask)
         new = []
@@ -225,6 +232,7 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
             hear.append(audio._replace(mask=audio.mask[:, at], query_angles=audio.query_angles[at]))
         arguments = {
             "hear": hear,
+            "alive": told.life[:, n * STREAM.chunk : (n + 1) * STREAM.chunk],
             "own_times": jnp.asarray(now + offsets)[None],
             "past": past,
             "past_times": jnp.asarray(np.concatenate(times), jnp.float32)[None],

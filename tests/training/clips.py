@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipeline.schema import LIFE
 from lpm_jax.config import Config
 from lpm_jax.models.conditions import audio_features, history_tokens
 
@@ -28,5 +29,6 @@ def batch_of(config: Config, frames: int, clips: int = 2, seed: int = 0) -> dict
         "speak": rng.normal(size=sound).astype(np.float16),
         "listen": rng.normal(size=sound).astype(np.float16),
         "kind": rng.integers(0, 4, clips).astype(np.int32),
+        "life": rng.normal(size=(clips, frames, len(LIFE))).astype(np.float32),
     }
     return jax.tree.map(jnp.asarray, arrays)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.loader import SILENCE, RegionWeights, Window
-from data_pipeline.schema import PARAMS, REFERENCES
+from data_pipeline.schema import LIFE, PARAMS, REFERENCES
 from data_pipeline.video import encode_mp4
 from lpm_jax.errors import InputError
 from lpm_jax.training import latents
@@ -40,9 +40,10 @@ def record() -> dict:
     references[REFERENCES.index("expression/sad")] = png(120)
     params = np.zeros((FRAMES, len(PARAMS)), np.float32)
     params[:, PARAMS.index("aperture")] = np.arange(FRAMES)
+    life = np.repeat(np.arange(FRAMES, dtype=np.float32)[:, None], len(LIFE), axis=1)
     return {
         "video": encode_mp4(video), "references": references, "seed": 5, "prompt": b"smiles", "kind": "idle",
-        "regions": regions, "params": params, **tracks,
+        "regions": regions, "params": params, "life": life, **tracks,
     }  # fmt: skip
 
 
@@ -94,6 +95,7 @@ def test_windows_of_the_cache_line_up(row):
         first_frames = np.round(grey_at / 8).astype(int)  # of each latent: 4 j + 1
         starts.add(int(first_frames[0]))
         assert np.diff(first_frames).tolist() == [4, 4]
+        np.testing.assert_array_equal(out["life"], first_frames[:, None] + np.full(len(LIFE), 1.5))  # mean of four
         assert abs(float(out["references"][0, 0, 0, 0]) - 8 * (first_frames[0] - 1)) < 5
         loud = (out["speak"].astype(np.float32) > SILENCE + 0.1).any(1)
         where = 8 + 9 - first_frames[0]  # frame 9 in tokens of this window

@@ -46,7 +46,8 @@ def test_both_evaluations_are_compared_with_the_clip_where_the_rollout_has_come_
         at = slice(warm, warm + 2)
         mean = (error[:, at] * weight[:, at]).sum() / weight[:, at].sum()
         assert float(value) == pytest.approx(0.5 * (1 + 4) * mean, rel=1e-3)  # at T1 = 0.5 an error counts four times
-        assert float(metrics["x0_at_1"]) == float(metrics["x0_at_0.5"]) == pytest.approx(error[:, at].mean(), rel=1e-3)
+        assert float(metrics["x0_at_1"]) == pytest.approx(float(metrics["x0_at_0.5"]), rel=1e-6)  # two sums of the same
+        assert float(metrics["x0_at_1"]) == pytest.approx(error[:, at].mean(), rel=1e-3)
         seen.add(warm)
     assert seen == {0, 1}
 

@@ -132,7 +132,7 @@ def spoken(seed: int, held_out: bool = False, seconds: float = 4.0) -> tuple[np.
     frames = round(seconds * FPS)
     scene = make_scene(seed % 2**32, frames, held_out, "speak")
     prompt = sample_prompt(np.random.default_rng(seed), held_out)
-    params, _ = perform(scene.dry, scene.speak, scene.listen, prompt, frames, seed)
+    params, *_ = perform(scene.dry, scene.speak, scene.listen, prompt, frames, seed)
     return mouths(render(sample(seed, STYLES[seed % len(STYLES)]), params)), mel(scene.speak)
 
 
