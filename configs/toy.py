@@ -9,7 +9,7 @@ which computes two passes, 3.4 s (with ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOL
 With more machine, raise ``train.steps`` first, then ``dit.depth`` to 8.
 """
 
-from lpm_jax.config import AudioConfig, Config, DistillConfig, DiTConfig, SampleConfig
+from lpm_jax.config import AudioConfig, Config, DistillConfig, SampleConfig
 
 
 def get_config() -> Config:
@@ -49,7 +49,6 @@ def get_config() -> Config:
             switch=0.2,
         ),
         audio=AudioConfig(hearing=3),
-        dit=DiTConfig(life=True),
         stages={
             "vae": {**vae, "ema": 0.998},
             "audio": audio,

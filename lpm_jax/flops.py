@@ -14,6 +14,7 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
+from data_pipeline.schema import LIFE
 from lpm_jax.config import DiTConfig
 from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.options import load_config
@@ -72,6 +73,7 @@ def parameters(config: DiTConfig) -> dict[str, int]:
         "text": c.depth * (4 * dense(d, d) + 2 * d + 2 * d),
         "audio": c.depth * (2 * dense(c.audio_width, d) + dense(d, d) + d),
         "embed": dense(cells, d) * (2 if clean else 1)
+        + (dense(len(LIFE), d) if c.life else 0)
         + (dense(c.time_width, d) + dense(d, d) + dense(d, 6 * d))
         + (dense(c.text_width, d) + dense(d, d)),
         "head": dense(d, cells) + 2 * d + (dense(d, 2 * c.channels) if clean else 0),
@@ -119,6 +121,8 @@ def costs(config: DiTConfig, work: Workload, itemsize: int = 2) -> dict[str, Cos
     if c.prediction == "clean":
         product("head", video, d, 2 * c.channels)
         product("embed", video, cells, d)
+    if c.life:
+        product("embed", work.batch * work.frames, len(LIFE), d)
     count = parameters(config)
     return {part: Cost(count[part], flops[part], itemsize * (count[part] + moved[part])) for part in COMPONENTS}
 

@@ -143,8 +143,8 @@ def test_performance_is_bounded_smooth_and_seeded():
     for seed in range(8):
         scene = make_scene(seed, FRAMES)
         prompt = sample_prompt(np.random.default_rng(seed))
-        params, events = perform(scene.dry, scene.speak, scene.listen, prompt, FRAMES, seed)
-        again, _ = perform(scene.dry, scene.speak, scene.listen, prompt, FRAMES, seed)
+        params, events, _ = perform(scene.dry, scene.speak, scene.listen, prompt, FRAMES, seed)
+        again, *_ = perform(scene.dry, scene.speak, scene.listen, prompt, FRAMES, seed)
         np.testing.assert_array_equal(params, again)
         assert params.shape == (FRAMES, len(PARAMS))
         assert params.dtype == np.float32
@@ -164,7 +164,7 @@ def test_the_seed_moves_little():
 
 def test_blinks_last_a_third_of_a_second():
     scene = make_scene(5, FRAMES, kind="listen")
-    params, events = perform(scene.dry, scene.speak, scene.listen, Prompt(), FRAMES, 0)
+    params, events, _ = perform(scene.dry, scene.speak, scene.listen, Prompt(), FRAMES, 0)
     at = next(t for name, t, _ in events if name == "blink" and 0.2 < t < 3.4)
     lid = column(params, "lid_left")
     moving = lid[int(at * FPS) : int((at + 0.5) * FPS)] < 0.89
@@ -175,7 +175,7 @@ def test_blinks_last_a_third_of_a_second():
 def test_while_only_listening_the_mouth_is_shut():
     for seed in range(6):
         scene = make_scene(seed, FRAMES, kind="listen")
-        params, _ = perform(scene.dry, scene.speak, scene.listen, Prompt(), FRAMES, seed)
+        params, *_ = perform(scene.dry, scene.speak, scene.listen, Prompt(), FRAMES, seed)
         assert column(params, "aperture").max() <= 0.02
 
 

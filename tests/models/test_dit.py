@@ -42,6 +42,7 @@ def batch():
         "text": jnp.asarray(np.stack([tokenize(CONFIG.text, "smiles, nods"), tokenize(CONFIG.text, "")])),
         "speak": draw(2, *audio),
         "listen": draw(3, *audio),
+        "life": draw(5, 2, FRAMES, 6),
     }
 
 
@@ -54,6 +55,7 @@ def run(chunk, params, batch, order=None, text=(1.0, 1.0), audio=(1.0, 1.0)):
 def _run(chunk, params, batch, order, keep):
     """Output for the video frames, and the keys and values of every layer and frame."""
     told = conditions.encode(CONFIG, params, batch["text"], batch["speak"], batch["listen"], FRAMES, chunk, keep)
+    told = told._replace(life=batch["life"])
     patches, near = jnp.concatenate([batch["noisy"], batch["references"]], axis=1), batch["near"]
     levels = jnp.concatenate([batch["levels"], jnp.zeros((2, REFERENCES))], axis=1)
     times = jnp.concatenate(
@@ -300,6 +302,7 @@ def formula(c: DiTConfig) -> tuple[int, int]:
     ends = dense(pixels, d) + dense(c.time_width, d) + dense(d, d) + dense(d, 6 * d)
     ends += dense(c.text_width, d) + dense(d, d) + 2 * d + dense(d, pixels)
     ends += dense(d, 2 * c.channels) + dense(pixels, d) if c.prediction == "clean" else 0  # gates, near latent
+    ends += dense(6, d) if c.life else 0
     return c.depth * block + ends, c.depth * audio
 
 
