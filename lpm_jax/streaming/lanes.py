@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import threading
 import time
 from collections import deque
@@ -42,7 +43,7 @@ from lpm_jax.streaming.refiner import RefinerState, refine
 from lpm_jax.streaming.refiner import begin as begin_refiner
 
 LANES = ("generator", "refiner", "vae")
-LIMIT = 600.0  # seconds
+LIMIT = 60.0  # seconds
 LOOK = 0.001  # seconds between looks at whether a device is done
 
 
@@ -69,24 +70,23 @@ class Pending:
 
     def wait(self) -> Array:
         """Until the frames are on their devices."""
-        stream, last = self.stream, [*self.sent.values()][-1]
+        stream, lanes, last = self.stream, self.stream.lanes, [*self.sent.values()][-1]
         if isinstance(stream.failure, StalledError):
             raise stream.failure
-        until = time.monotonic() + stream.lanes.limit
+        until = time.monotonic() + lanes.limit if lanes.warm else math.inf
         try:
-            frames = last.result(stream.lanes.limit)
+            frames = last.result(lanes.limit if lanes.warm else None)
         except TimeoutError:
-            if last.done():  # a lane's own
-                raise
-            frames = None
+            frames = last.result() if last.done() else None  # what a lane raised by itself, it raises again
         while frames is None or not frames.is_ready():
             if time.monotonic() >= until:
-                lane = next(name for name, future in self.sent.items() if not _done(future))
+                lane = next((name for name, future in self.sent.items() if not _done(future)), LANES[-1])
                 stream.failure = stream.failure or StalledError(
-                    f"the {lane} lane stalled: chunk {self.index} was not there within {stream.lanes.limit:g} s"
+                    f"the {lane} lane stalled: chunk {self.index} was not there within {lanes.limit:g} s"
                 )
                 raise stream.failure
             time.sleep(LOOK)
+        lanes.warm = True
         return frames
 
 
@@ -114,7 +114,7 @@ class Lanes:
       decoder: devices for the VAE; by default the Generator's first.
       refiner: devices for the Refiner, as many as the Generator's; by default those.
       ahead: chunks that may be on their way; by default one for each lane.
-      limit: seconds that a chunk may take, compiling included.
+      limit: seconds that a chunk may take, when a first one has been made: lanes are compiled for that.
 
     Raises:
       InputError: the model does not divide over the devices.
@@ -131,7 +131,7 @@ class Lanes:
         refiner: list | None = None,
         limit: float = LIMIT,
     ):
-        self.config, self.limit = config, limit
+        self.config, self.limit, self.warm = config, limit, False
         self.mesh = sharding.make_mesh(mesh, devices)
         if refiner and len(refiner) != len(devices):
             raise InputError(f"Refiner: expected {len(devices)} devices, as the Generator, found {len(refiner)}")
