@@ -49,7 +49,7 @@ def locate(name_or_dir: str | Path) -> Path:
       InputError: there is no such model.
     """
     directory = Path(name_or_dir)
-    if not directory.is_dir():
+    if not (directory / "config.json").is_file():  # such as a run's folder of a bundled model's name
         directory = BUNDLED / str(name_or_dir)
     if not (directory / "config.json").is_file():
         bundled = sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))

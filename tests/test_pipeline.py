@@ -224,6 +224,12 @@ def test_save_and_load(pipe, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, exact.params, pipe.params)
 
 
+def test_a_folder_without_a_model_does_not_hide_the_bundled_one(tmp_path, monkeypatch):
+    (tmp_path / "toy").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert pretrained.locate("toy") == pretrained.BUNDLED / "toy"
+
+
 def test_missing_and_broken_models(pipe, tmp_path):
     with pytest.raises(
         InputError, match=r"^--model nobody: expected a bundled model \(.*\) or a folder with config.json$"
