@@ -54,13 +54,14 @@ def test_a_block_of_training(name):
     assert sum(data["flops_per_device"].values()) == pytest.approx(count, rel=0.05)
 
 
-def test_a_block_of_streaming():
+@pytest.mark.parametrize("pod, chips", [("v6e_2x4", 8), ("v5p_2x2x1", 4), ("v5p_2x2x2", 8)])
+def test_a_block_of_streaming(pod, chips):
     """A chunk of 6 frames in two evaluations: four sums over tensor a block, and the cache stays where it is."""
-    data = result("chunk_v6e_2x4")
+    data = result(f"chunk_{pod}")
     layer = 2 * 6 * PATCHES * WIDTH
     assert moved(data, "all-reduce", "tensor") / BLOCKS == pytest.approx(2 * 4 * layer, rel=0.05)
     slots = 14 + 5 * 6
-    cache = 2 * 2 * BLOCKS * slots * PATCHES * WIDTH // 8
+    cache = 2 * 2 * BLOCKS * slots * PATCHES * WIDTH // chips
     assert data["memory"]["arguments"]["cache"] == cache <= data["memory"]["aliased"]
 
 
