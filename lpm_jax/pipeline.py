@@ -44,8 +44,8 @@ def native_dtype(cpus: Path = Path("/proc/cpuinfo")) -> Any:
 
 
 def convolves_by_tiles(dtype: Any, cpus: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the decoder's convolutions are faster as Winograd's: on CPU, but not in bfloat16 with AMX, whose products
-    take less than the sums around them (not measured there)."""
+    """Whether the decoder convolves as Winograd does: on CPU, where that is faster. Not in bfloat16 with AMX, where it
+    was not measured."""
     return jax.default_backend() == "cpu" and (dtype == jnp.float32 or "amx_bf16" not in _flags(cpus))
 
 

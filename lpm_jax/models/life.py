@@ -29,12 +29,11 @@ _PUSH = math.sqrt(2 * (1 - _DECAY**2))  # keeps values at a variance of about on
 GLANCES, BLINKS = (3.0, 6.0), (3.5, 6.0)  # seconds from one to the next
 HOLDS, GLANCE_EASE = (0.5, 1.1), (0.1, 0.12)  # of a glance: how long it stays; to and back
 BLINK_HOLD, BLINK_EASE = 0.18, (0.12, 0.2)
-#: The state: sways' real and imaginary parts; seconds since and until a glance, its hold, x and y; the same of blinks.
-STATE = 2 * SWAYS + 5 + 2
 
 
 def begin(key: Array, batch: int) -> Float[Array, "b state"]:
-    """At rest, sways on their way."""
+    """At rest, sways on their way: their real and their imaginary parts; seconds since and until a glance, its hold, x
+    and y; seconds since and until a blink."""
     k_sway, k_glance, k_blink = jax.random.split(key, 3)
     still, long_ago = jnp.zeros((batch, SWAYS)), jnp.full((batch, 1), 100.0)
     speed = math.sqrt(2) * jax.random.normal(k_sway, (batch, SWAYS))

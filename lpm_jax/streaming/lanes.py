@@ -114,7 +114,6 @@ class Lanes:
       decoder: devices for the VAE; by default the Generator's first.
       refiner: devices for the Refiner, as many as the Generator's; by default those.
       ahead: chunks that may be on their way; by default one for each lane.
-      limit: seconds that a chunk may take, when a first one has been made: lanes are compiled for that.
 
     Raises:
       InputError: the model does not divide over the devices.
@@ -129,9 +128,10 @@ class Lanes:
         decoder: list | None = None,
         ahead: int = 0,
         refiner: list | None = None,
-        limit: float = LIMIT,
     ):
-        self.config, self.limit, self.warm = config, limit, False
+        self.config = config
+        self.limit = LIMIT  # seconds that a chunk may take, once a first one has been made: lanes are compiled for that
+        self.warm = False
         self.mesh = sharding.make_mesh(mesh, devices)
         if refiner and len(refiner) != len(devices):
             raise InputError(f"Refiner: expected {len(devices)} devices, as the Generator, found {len(refiner)}")
