@@ -110,6 +110,8 @@ def save(folder: Path, given: Given) -> None:
     (past,) = state.vae.values()
     tensors |= {"cache": cache.reshape(-1, *cache.shape[2:]), "past": plain(past[0])}
     tensors["chunk"] = np.asarray(state.chunk)
+    if state.picture is not None:
+        tensors["picture"] = plain(state.picture[0])
     save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / "state.safetensors")
     known = {name: getattr(given, name) for name in ("speak", "listen", "noise", "life")}
     save_file({name: x for name, x in known.items() if x is not None}, folder / "check.safetensors")

@@ -33,11 +33,13 @@ from benchmarks.torch_network import (
     FPS,
     KINDS,
     LIFE,
+    SIDE,
     STRIDE,
     TOKEN,
     AudioEncoder,
     Decoder,
     Transformer,
+    Warp,
     angles,
     angles_3d,
     turn,
@@ -54,6 +56,8 @@ class Model(nn.Module):
         vae = config["vae"]
         self.dit, self.decoder = Transformer(config["dit"]), Decoder(vae)
         self.speak, self.listen = (AudioEncoder(config["audio"]) for _ in KINDS)
+        cells = (config[side] // SIDE for side in ("height", "width"))
+        self.warp = Warp(config["dit"], *cells) if config["dit"]["warp"] else None
         self.prior = nn.ParameterDict({"variance": torch.zeros(config["dit"]["channels"])})
         sizes = {"basis": (CELL, vae["channels"]), "centre": (CELL,)}
         for name in ("basis", "centre", "scale", "mean", "std"):
@@ -111,7 +115,8 @@ class Stream:
         """``wrap`` compiles a part, or leaves it as it is."""
         self.config, self.model, self.state = config, model, {k: v.clone() for k, v in state.items()}
         self.chunk = int(state["chunk"])
-        self.parts = {"hear": wrap(model.hear), "evaluate": wrap(model.dit), "decode": wrap(model.decode)}
+        parts = {"hear": model.hear, "evaluate": model.dit, "move": model.warp, "decode": model.decode}
+        self.parts = {name: wrap(part) for name, part in parts.items() if part}
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.grid = [config[side] // (8 * config["dit"]["patch"]) for side in ("height", "width")]
         self.head_dim = config["dit"]["width"] // config["dit"]["heads"]
@@ -165,10 +170,13 @@ class Stream:
             out, new = self.parts["evaluate"](
                 shown, level, near - anchor, state["text"], sounds, place, state["cache"], life
             )
-            change, still, carry = out.split((clean.shape[-1], cfg["channels"], cfg["channels"]), dim=-1)
+            sizes = clean.shape[-1], cfg["channels"], cfg["channels"]
+            change, still, carry, moves = out.split((*sizes, out.shape[-1] - sum(sizes)), dim=-1)
             still, carry = still.repeat(1, 1, copies), carry.clamp(-1, 1).repeat(1, 1, copies)
             draft = clean if i else shown
             clean = draft + still * (draft - anchor) + carry * (near - anchor) + change
+            if cfg["warp"] and not i:
+                clean = clean + self.parts["move"](moves, state["picture"])
         state["cache"][:, :, write : write + len(clean)] = new
         state["near"] = clean[-1:]
         (rows, columns), p = self.grid, cfg["patch"]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 KINDS = ("speak", "listen")
 TOKEN, STRIDE, FFT, FPS, CELL = 1000, 4, 512, 24, 768  # samples a token, tokens a latent frame, ..., numbers in a cell
 LIFE = 6  # values that tell each frame of a little life
+SIDE = 8  # pixels of a cell
 Turn = tuple[Tensor, Tensor]  # cosines and sines
 
 
@@ -117,7 +118,9 @@ class Transformer(nn.Module):
         self.embed = nn.ModuleDict({name: nn.Linear(*size) for name, size in sizes.items()})
         pairs = cfg["depth"] // 2
         self.blocks = nn.ModuleDict({kind: nn.ModuleList(Block(cfg) for _ in range(pairs)) for kind in KINDS})
-        self.head = nn.ModuleDict({"projection": nn.Linear(d, patch), "gate": nn.Linear(d, 2 * cfg["channels"])})
+        sizes = {"projection": patch, "gate": 2 * cfg["channels"]}
+        sizes |= {"warp": STRIDE * cfg["warp"]} if cfg["warp"] else {}
+        self.head = nn.ModuleDict({name: nn.Linear(d, size) for name, size in sizes.items()})
         self.head.register_parameter("modulation", nn.Parameter(torch.zeros(2, d)))
         self.time_width, self.eps = cfg["time_width"], cfg["eps"]
 
@@ -137,7 +140,36 @@ class Transformer(nn.Module):
             new.append(kv)
         shift, scale = (t[:, None] + row for row in self.head.modulation)
         y = F.layer_norm(x, x.shape[-1:], eps=self.eps) * (1 + scale) + shift
-        return torch.cat((self.head["projection"](y), self.head["gate"](y)), dim=-1), torch.stack(new)
+        return torch.cat([part(y) for part in self.head.values()], dim=-1), torch.stack(new)
+
+
+class Warp(nn.Module):
+    """What the anchor's latent changes by when the picture is moved (``lpm_jax/models/warp.py``)."""
+
+    def __init__(self, cfg: dict, rows: int, columns: int):
+        super().__init__()
+        channels, self.patch = cfg["channels"], cfg["patch"]
+        sizes = {"basis": (CELL, channels), "gain": (channels,), "base": (CELL,)}
+        for name, size in (sizes | {"motions": (cfg["warp"], rows, columns, 2)}).items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(size)))
+
+    def forward(self, moves: Tensor, picture: Tensor) -> Tensor:
+        """What each token says and the picture, twice as fine: ``[frames, tokens, values]``."""
+        frames, p = len(moves), self.patch
+        rows, columns = (size // 2 for size in picture.shape[:2])
+        h, w = rows // SIDE, columns // SIDE
+        g = moves.mean(1).reshape(frames * STRIDE, -1)
+        d = torch.einsum("tk,khwx->txhw", g, self.motions)
+        d = F.interpolate(d, (rows, columns), mode="bilinear").permute(0, 2, 3, 1)
+        here = torch.stack(torch.meshgrid(torch.arange(columns), torch.arange(rows), indexing="xy"), dim=-1)
+        at = 2 * (here + d) / torch.tensor([columns - 1.0, rows - 1.0]) - 1
+        fine = picture[:-1, :-1].permute(2, 0, 1).expand(len(at), -1, -1, -1)
+        moved = F.grid_sample(fine, at, padding_mode="border", align_corners=True).permute(0, 2, 3, 1)
+        change = (moved - picture[::2, ::2]).reshape(frames, STRIDE, h, SIDE, w, SIDE, 3)
+        code = change.permute(0, 2, 4, 3, 5, 1, 6).flatten(3) @ (self.basis * self.gain)
+        return (
+            code.reshape(frames, h // p, p, w // p, p, -1).transpose(2, 3).reshape(frames, -1, code.shape[-1] * p * p)
+        )
 
 
 class AudioEncoder(nn.Module):

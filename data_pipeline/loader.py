@@ -170,13 +170,13 @@ class Window(grain.transforms.RandomMap):
         else:  # any subset
             kinds[1:] = np.where(rng.random(len(kinds) - 1) < 0.5, kinds[1:], -1)
         extra = 1 + int(np.argmax(kinds[1:] >= 0)) if (kinds[1:] >= 0).any() else 1
-        appearance = clip["references"][0]
-        if rng.random() < self.inside:
+        appearance, inside = clip["references"][0], rng.random() < self.inside
+        if inside:
             appearance = clip["stills"][rng.integers(len(clip["stills"]))]
         first, shown = clip["stills"][index], rng.random() < self.first_frame
         if picture:
             first = appearance = clip["references"][0]
-            shown = True
+            shown, inside = True, False
         weight = np.ones(clip["mouth"].shape, np.float32)
         for name in ("face", "eyes", "mouth"):
             weight = np.maximum(weight, np.where(clip[name], getattr(self.weights, name), 1.0))
@@ -192,6 +192,8 @@ class Window(grain.transforms.RandomMap):
             "kind": clip["kind"],
         }
         frames = slice(frame, frame + LATENT_STRIDE * self.latents)
+        if "moves" in clip:  # since the global reference
+            out |= {"moves": clip["moves"][window], "moves_known": np.float32(not inside)}
         if "life" in clip:  # mean over a latent's video frames
             out["life"] = clip["life"][frames].reshape(self.latents, LATENT_STRIDE, -1).mean(axis=1)
         if self.params:

@@ -165,6 +165,7 @@ class DiTConfig:
     # (Li and He, "Back to Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720).
     prediction: str = "clean"
     life: bool = False  # each latent frame is told of a little life that nothing else foretells (``models/life.py``)
+    warp: int = 0  # principal motions by which the output moves the picture (``models/warp.py``); 0: it does not
 
     @property
     def head_dim(self) -> int:
@@ -289,6 +290,9 @@ class TrainConfig:
     lips: float = 0.0
     # Likewise, of what the whole face does (training/faces.py): online.rollout and .stream_audio.
     faces: float = 0.0
+    # Weight of the error of what a model with ``dit.warp`` says has moved (data_pipeline/moves.py): base stages,
+    # online.causal.
+    moves: float = 0.0
     # Start from this stage's weights instead of the one before's; STAGE@STEP or STAGE@latest: from the average in its
     # checkpoint; "scratch": from none.
     init: str = ""

@@ -14,7 +14,7 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.schema import LIFE
+from data_pipeline.schema import LATENT_STRIDE, LIFE
 from lpm_jax.config import DiTConfig
 from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.options import load_config
@@ -76,7 +76,10 @@ def parameters(config: DiTConfig) -> dict[str, int]:
         + (dense(len(LIFE), d) if c.life else 0)
         + (dense(c.time_width, d) + dense(d, d) + dense(d, 6 * d))
         + (dense(c.text_width, d) + dense(d, d)),
-        "head": dense(d, cells) + 2 * d + (dense(d, 2 * c.channels) if clean else 0),
+        "head": dense(d, cells)
+        + 2 * d
+        + (dense(d, 2 * c.channels) if clean else 0)
+        + (dense(d, LATENT_STRIDE * c.warp) if c.warp else 0),
     }
 
 
@@ -121,6 +124,8 @@ def costs(config: DiTConfig, work: Workload, itemsize: int = 2) -> dict[str, Cos
     if c.prediction == "clean":
         product("head", video, d, 2 * c.channels)
         product("embed", video, cells, d)
+    if c.warp:
+        product("head", video, d, LATENT_STRIDE * c.warp)
     if c.life:
         product("embed", work.batch * work.frames, len(LIFE), d)
     count = parameters(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,8 @@ CONFIG = Config(
     audio=AudioConfig(bands=6, width=16, hearing=2, hearing_width=12),
     text=TextConfig(vocabulary=64, tokens=8, width=16),
     dit=DiTConfig(
-        depth=4, width=32, heads=2, ffn=64, channels=8, time_width=16, text_width=16, audio_width=16, life=True
+        depth=4, width=32, heads=2, ffn=64, channels=8, time_width=16, text_width=16, audio_width=16, life=True,
+        warp=3,
     ),
     stream=StreamConfig(chunk=3, sink=1, window=1),
     train=TrainConfig(steps=10, batch=4, token_keep=1.0),
@@ -62,16 +64,16 @@ FEATURES = CONFIG.audio.bands * CONFIG.audio.hops_per_frame
 
 def fill(shapes, seed: int = 0):
     """Random values for a tree of shapes, with the scales a trained model might have; nothing is zero."""
-    rng = np.random.default_rng(seed)
 
     def leaf(path, x):
         name = path[-1].key
-        value = rng.normal(size=x.shape)
+        own = zlib.crc32(jax.tree_util.keystr(path).encode())  # a leaf more leaves the others as they are
+        value = np.random.default_rng([seed, own]).normal(size=x.shape)
         if name == "kernel":
             value /= np.sqrt(np.prod(x.shape[-2:-1] if x.ndim < 5 else x.shape[:-1]))
         elif name in ("gain", "scale", "std", "variance", "weight"):
             value = 1 + 0.2 * np.abs(value)
-        elif name in ("bias", "mean", "centre"):
+        elif name in ("bias", "mean", "centre", "base"):
             value *= 0.1
         elif name == "basis":
             value = np.linalg.qr(value)[0]

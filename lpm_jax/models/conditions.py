@@ -1,8 +1,8 @@
 """What a pass is told: text, two audio branches, references; and where everything stands in the sequence.
 
-Parameters of a model: ``{"dit", "speak", "listen", "prior", "text"}``; what brings sound to the transformer is separate
-for the two branches (SPEC section 2). Large models read frozen encoders: umT5 is their ``"text"``, and wav2vec 2.0
-their ``"audio"``, which both branches share; :func:`init` makes neither.
+Parameters of a model: ``{"dit", "speak", "listen", "prior", "text"[, "warp"]}``; what brings sound to the transformer
+is separate for the two branches (SPEC section 2). Large models read frozen encoders: umT5 is their ``"text"``, and
+wav2vec 2.0 their ``"audio"``, which both branches share; :func:`init` makes neither.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from lpm_jax.config import AudioConfig, Config, DiTConfig
-from lpm_jax.models import dit, umt5
+from lpm_jax.models import dit, umt5, warp
 from lpm_jax.models.audio import FPS, SAMPLE_RATE, STRIDE, AudioEncoder, AudioFeatures, LogMel, branch, hearing_reach
 from lpm_jax.models.text import TextEncoder
 from lpm_jax.models.wav2vec import Wav2Vec
@@ -40,6 +40,8 @@ def init_small(config: Config, key: Array) -> dict:
         # Of the latent, per channel: its variance around the reference (flow.py) and what its error counts in the loss.
         "prior": {"variance": jnp.ones((config.dit.channels,)), "weight": jnp.ones((config.dit.channels,))},
     }
+    if config.dit.warp:
+        params["warp"] = warp.init(config)
     if config.text.umt5 is None:
         ids = jnp.ones((1, config.text.tokens), jnp.int32)
         params["text"] = TextEncoder(config.text).init(k2, ids)["params"]

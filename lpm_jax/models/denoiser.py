@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from lpm_jax.config import Config, StreamConfig
 from lpm_jax.flow import carried, clean_from_output, network_input
-from lpm_jax.models import conditions, dit
+from lpm_jax.models import conditions, dit, warp
 
 
 def take(x: Array, keep: Int[Array, "b kept"] | None) -> Array:
@@ -52,7 +52,7 @@ class Denoiser:
         keep: Int[Array, "b kept"] | None = None,
         drop: dict | None = None,
     ):
-        self.config, self.params, self.frames = config, params, frames
+        self.config, self.params, self.frames, self.keep = config, params, frames, keep
         cfg = config.dit
         dtype = params["dit"]["embed"]["patch"]["kernel"].dtype
         heard = (batch[name].astype(dtype) for name in ("speak", "listen"))
@@ -61,6 +61,10 @@ class Denoiser:
         h, w = batch["references"].shape[2:4]
         self.references = take(dit.patchify(cfg, batch["references"].astype(dtype)), keep)
         self.anchor = self.references[:, 1:2]
+        self.warp = None
+        if cfg.warp:
+            picture = warp.picture(params["warp"], batch["references"][:, 1])
+            self.warp = warp.Warp(cfg, params["warp"], picture)
         first = batch["reference_valid"][:, :1, None, None]
         self.first = jnp.where(first, self.references[:, :1], self.anchor)  # what is known before the window
         mask = conditions.visibility(frames, chunk, batch["reference_valid"])
@@ -78,6 +82,16 @@ class Denoiser:
         """The estimate of ``x_0``. ``near`` is each frame's near latent (flow.py), by default the first frame, or the
         anchor where that is absent; ``draft`` the estimate under the noise, where ``noisy`` is one (the anchor at level
         1, where there is none)."""
+        return self.look(noisy, level, near, draft)[0]
+
+    def look(
+        self,
+        noisy: Float[Array, "b frames tokens pc"],
+        level: Float[Array, "b frames"],
+        near: Float[Array, "b #frames tokens pc"] | None = None,
+        draft: Float[Array, "b frames tokens pc"] | None = None,
+    ) -> tuple[Array, Array | None]:
+        """The estimate of ``x_0``, and what the network says of how the picture moves, where it does."""
         cfg = self.config.dit
         near = self.first if near is None else near
         near = jnp.broadcast_to(near, noisy.shape).astype(self.references.dtype)
@@ -91,4 +105,7 @@ class Denoiser:
             unroll=self.config.train.unroll, near=known,
         )  # fmt: skip
         draft = None if draft is None else draft.astype(out.dtype)
-        return clean_from_output(cfg.prediction, out, shown, level, self.anchor, near, draft)
+        out, moves = dit.split_moves(cfg, out)
+        moved = take(self.warp(moves), self.keep).astype(out.dtype) if self.warp else None
+        clean = clean_from_output(cfg.prediction, out, shown, level, self.anchor, near, draft, moved)
+        return clean, moves

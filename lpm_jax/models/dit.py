@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from data_pipeline.schema import LIFE
+from data_pipeline.schema import LATENT_STRIDE, LIFE
 from lpm_jax import sharding
 from lpm_jax.config import DiTConfig
 from lpm_jax.nn.attention import Visible, attention
@@ -213,7 +213,8 @@ class Embed(nn.Module):
 
 
 class Head(nn.Module):
-    """Final modulation and projection to patches, with their channels' gates behind them for ``"clean"``."""
+    """Final modulation and projection to patches, with their channels' gates behind them for ``"clean"``, and
+    how much of each principal motion there is for ``warp``."""
 
     config: DiTConfig
 
@@ -231,6 +232,8 @@ class Head(nn.Module):
         out = dense("projection", cfg.patch**2 * cfg.channels)(y)
         if cfg.prediction == "clean":  # besides, two gates for each channel (flow.py)
             out = jnp.concatenate([out, dense("gate", 2 * cfg.channels)(y)], axis=-1)
+        if cfg.warp:  # and this token's say in how the picture moves
+            out = jnp.concatenate([out, dense("warp", LATENT_STRIDE * cfg.warp)(y)], axis=-1)
         return out
 
 
@@ -290,6 +293,14 @@ def unpatchify(config: DiTConfig, x: Float[Array, "b f tokens pc"], h: int, w: i
     b, f = x.shape[:2]
     x = x.reshape(b, f, h // p, w // p, p, p, -1).swapaxes(3, 4)
     return x.reshape(b, f, h, w, -1)
+
+
+def split_moves(config: DiTConfig, out: Array) -> tuple[Array, Array | None]:
+    """The output of :func:`forward`, and what of it says how the picture moves (``models/warp.py``), if any."""
+    if not config.warp:
+        return out, None
+    out, moves = jnp.split(out, [out.shape[-1] - LATENT_STRIDE * config.warp], axis=-1)
+    return out, moves
 
 
 class Cache(NamedTuple):

@@ -20,8 +20,8 @@ DROPPED = re.compile(
     r"blocks\.\d+\.(attn2\.(add_[kv]_proj|norm_added_[kq])|cross_attn\.([kv]_img|norm_k_img))\."
     r"|condition_embedder\.image_embedder\.|img_emb\.|freqs$"
 )
-#: Paths of what Wan does not have: the audio branch, the gates and near latent of "clean" prediction, and life.
-AUDIO = re.compile(r"blocks/(speak|listen)/(norm_)?audio_|head/gate/|embed/(near|life)/")
+#: Paths of what Wan does not have: the audio branch, the gates and near latent of "clean" prediction, life and warp.
+AUDIO = re.compile(r"blocks/(speak|listen)/(norm_)?audio_|head/(gate|warp)/|embed/(near|life)/")
 
 
 def names(config: DiTConfig) -> dict[str, Names]:
@@ -50,6 +50,8 @@ def names(config: DiTConfig) -> dict[str, Names]:
         dense("embed/near", "near_embedding")
     if config.life:
         dense("embed/life", "life_embedding")
+    if config.warp:
+        dense("head/warp", "warp_out")
     out["head/modulation"] = Names(("scale_shift_table", "head.modulation"), (0, 1, 2), (1, 2, d))
 
     for kind, which in (("speak", "{even}"), ("listen", "{odd}")):
@@ -87,7 +89,7 @@ def fresh(path: str, layer: int, shape: tuple[int, ...], seed: int = 0) -> Float
     """
     if path.endswith("gain"):
         return np.ones(shape, np.float32)
-    if path.endswith("bias") or "audio_v" in path or "gate" in path or "near" in path or "life" in path:
+    if path.endswith("bias") or any(name in path for name in ("audio_v", "gate", "near", "life", "warp")):
         return np.zeros(shape, np.float32)
     limit = np.float32((6 / sum(shape)) ** 0.5)  # Xavier, uniform
     value = np.random.default_rng([seed, zlib.crc32(path.encode()), layer]).random(shape, np.float32)

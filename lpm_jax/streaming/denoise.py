@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lpm_jax.config import Config
 from lpm_jax.flow import add_noise, carried, clean_from_output, network_input
 from lpm_jax.models import conditions, dit
+from lpm_jax.models.warp import Warp
 from lpm_jax.nn.attention import Visible
 from lpm_jax.nn.rope import angles_3d
 from lpm_jax.streaming import cache as rolling
@@ -110,12 +111,14 @@ def evaluate(
     draw: Array,
     coarse: Float[Array, "b chunk tokens pc"] | None = None,
     remat: str = "none",
+    warp: Warp | None = None,
 ) -> tuple[list[Float[Array, "b chunk tokens pc"]], dit.Cache]:
     """The estimates of the next chunk after each evaluation, in float32, and the cache with its history.
 
     The first evaluation starts from ``coarse``, where it is given, taken to its noise level; else from noise alone.
     Each later one starts from the estimate before it, re-noised, through which no gradient passes, and corrects it
-    (``draft`` in flow.py). ``remat`` says what gradients keep (``nn/remat.py``).
+    (``draft`` in flow.py). ``remat`` says what gradients keep (``nn/remat.py``). ``warp`` moves the anchor
+    for the evaluation that starts from noise alone.
     """
     cfg, stream = config.dit, config.stream
     b, chunk = track.near.shape[0], stream.chunk
@@ -136,7 +139,9 @@ def evaluate(
             implementation=stream.attention or None, remat=remat, near=known, shelf=shelf,
         )  # fmt: skip
         out = out.astype(jnp.float32)
-        return clean_from_output(cfg.prediction, out, shown, levels, track.anchor, near, draft), cache
+        out, moves = dit.split_moves(cfg, out)
+        moved = warp(moves) if warp and draft is None else None
+        return clean_from_output(cfg.prediction, out, shown, levels, track.anchor, near, draft, moved), cache
 
     estimates, draft = [], coarse
     for i, level in enumerate(way.levels):

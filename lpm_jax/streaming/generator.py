@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from lpm_jax.config import Config
-from lpm_jax.models import conditions, dit, life, vae
+from lpm_jax.models import conditions, dit, life, vae, warp
 from lpm_jax.models.audio import STRIDE, TOKEN, branch
 from lpm_jax.nn.quantized import quantized_weights
 from lpm_jax.streaming import cache as rolling
@@ -39,6 +39,7 @@ class StreamState(NamedTuple):
     reference_times: Float[Array, "b refs"]
     reference_valid: Bool[Array, "b refs"]
     anchor: Float[Array, "b 1 tokens pc"]
+    picture: Float[Array, "b h16 w16 3"] | None  # the anchor's, where it is moved (``models/warp.py``)
     near: Float[Array, "b 1 tokens pc"]  # the last latent frame made, at first the picture's
     text: Float[Array, "b words width"]
     text_mask: Bool[Array, "b words"]
@@ -142,9 +143,10 @@ def begin(
     samples = jnp.zeros((b, history_samples(config)))
     near, count = patches[:, :1], jnp.zeros((), jnp.int32)
     anchor = patches[:, 1:2]
+    picture = warp.picture(params["warp"], references[:, 1]) if config.dit.warp else None
     moving = life.begin(jax.random.fold_in(key, 2), b) if config.dit.life else None
     return StreamState(
-        cache, times, valid, anchor, near, text, text_mask, samples, samples, {}, count, key, refined, moving
+        cache, times, valid, anchor, picture, near, text, text_mask, samples, samples, {}, count, key, refined, moving
     )
 
 
@@ -268,7 +270,8 @@ def generate(
     """The Backbone's estimates of the next chunk, the last of which is its result."""
     key, draw = jax.random.split(state.key)
     way, variance = denoise.backbone_way(config), params["prior"]["variance"]
-    estimates, cache = denoise.evaluate(config, params["dit"], variance, state, told, way, draw, remat=remat)
+    moving = warp.Warp(config.dit, params["warp"], state.picture) if config.dit.warp else None
+    estimates, cache = denoise.evaluate(config, params["dit"], variance, state, told, way, draw, None, remat, moving)
     near = estimates[-1][:, -1:]
     return state._replace(cache=cache, near=near, chunk=state.chunk + 1, key=key), estimates
 

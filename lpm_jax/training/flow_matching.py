@@ -16,15 +16,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int
 
 from data_pipeline.loader import RegionWeights, Window, latent_batches
+from data_pipeline.schema import LATENT_STRIDE
 from lpm_jax import flops
 from lpm_jax.checkpoint import load_weights
 from lpm_jax.config import Config
 from lpm_jax.errors import InputError
 from lpm_jax.flow import add_noise, sample_levels, weighted_loss
-from lpm_jax.models import conditions, dit, vae
+from lpm_jax.models import conditions, dit, vae, warp
 from lpm_jax.models.audio import STRIDE
 from lpm_jax.models.denoiser import Denoiser, take
 from lpm_jax.training import latents, passes
@@ -35,6 +37,7 @@ from lpm_jax.training.voices import as_other_voices
 
 CAUSAL = ("online.causal",)
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)  # noise levels between which the teacher's error is told apart
+FAR = 2.0  # pixels: errors of a displacement count by their squares up to here
 NEAR_NOISE = 0.1  # standard deviation of what is added to the truth's near latents; the latent's is one
 
 
@@ -55,6 +58,17 @@ def make_loss(config: Config, causal: bool, share: float, reader: dict | None = 
 
     def lips(clean, batch, keep, counts):
         return mouths.difference(config, reader, clean, batch, keep, counts) if reader else 0.0
+
+    def follow(value, metrics, moves, batch, warp):
+        """With the error of what the network says has moved, where ``train.moves`` weighs it."""
+        if moves is None or not train.moves:
+            return value, metrics
+        b, frames, rows, columns, _ = batch["moves"].shape
+        want = jnp.moveaxis(batch["moves"].reshape(b, frames, rows, columns, LATENT_STRIDE, 2), 4, 2)
+        want = want.reshape(b, frames * LATENT_STRIDE, rows, columns, 2).astype(jnp.float32)
+        off = jnp.mean(optax.huber_loss((warp.field(moves) - want) / FAR), axis=(1, 2, 3, 4))
+        off = jnp.sum(off * batch["moves_known"]) / jnp.maximum(jnp.sum(batch["moves_known"]), 1)
+        return value + train.moves * off, metrics | {"moves": off}
 
     dtype = jnp.dtype(train.dtype)
 
@@ -77,10 +91,11 @@ def make_loss(config: Config, causal: bool, share: float, reader: dict | None = 
         noise = jax.random.normal(k_noise, truth.shape, dtype)
         if not causal:
             level = sample_levels(k_level, (b, frames), flow)
-            clean = denoise(add_noise(truth, noise, level), level)
+            clean, moves = denoise.look(add_noise(truth, noise, level), level)
             value, error = weighted_loss(clean, truth, level, weight, channels, flow)
             read = lips(clean, batch, keep, jnp.ones((b, frames)))
             metrics = by_level(error, level, LEVELS) | by_kind(error, batch)
+            value, metrics = follow(value, metrics, moves, batch, denoise.warp)
             return value + train.lips * read, metrics | ({"lips": read} if reader else {})
         guessed = passes.choose(k_level, b, frames, config.stream)
         later = add_noise(truth, noise, jnp.full((b, frames), config.stream.levels[1]))
@@ -89,6 +104,7 @@ def make_loss(config: Config, causal: bool, share: float, reader: dict | None = 
         value, error = passes.loss(made, truth, guessed, weight, channels, flow)
         read = 0.5 * lips(made.first, batch, keep, guessed) + lips(made.second, batch, keep, jnp.ones((b, frames)))
         metrics = by_level(error, made.level) | by_kind(error, batch)
+        value, metrics = follow(value, metrics, made.moves, batch, denoise.warp)
         return value + train.lips * read, metrics | ({"lips": read} if reader else {})
 
     return loss
@@ -153,7 +169,9 @@ def frozen(params: dict) -> dict:
     """Which parameters a diffusion stage leaves as they are: the measured ones of ``prior``, an audio encoder, and what
     stage ``audio`` trained."""
     return {
-        name: jax.tree_util.tree_map_with_path(lambda path, _, n=name: n in ("prior", "audio") or _hears(path), p)
+        name: jax.tree_util.tree_map_with_path(
+            lambda path, _, n=name: n in ("prior", "audio", "warp") or _hears(path), p
+        )
         for name, p in params.items()
     }
 
@@ -201,6 +219,9 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
             fresh = {name: params[name]["hearing"] for name in ("speak", "listen")}
             heard = load_weights(workdir / "audio" / "weights", "model", fresh)
             params |= {name: params[name] | {"hearing": heard[name]} for name in ("speak", "listen")}
+        if config.dit.warp:
+            motions = latents.principal_motions(source, config.dit.warp)
+            params["warp"] = jax.tree.map(jnp.asarray, warp.measured(coder, motions))
         variance = latents.variance_around_reference(source)
         # Errors count as in pixels through the autoencoder's linear part, scaled to one for a still character.
         weight = 1 / np.square(np.asarray(coder["scale"]))

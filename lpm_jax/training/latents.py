@@ -17,10 +17,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 from tqdm import tqdm
 
 from data_pipeline.loader import RegionWeights, group_max, weight_map
+from data_pipeline.moves import moves
 from data_pipeline.performers.builder import open_split
 from data_pipeline.schema import PARAM_INDEX, SAMPLES_PER_FRAME
 from data_pipeline.video import decode_mp4
@@ -88,10 +90,33 @@ def variance_around_reference(source: LatentSource, clips: int = 200) -> np.ndar
     return np.mean(squares, axis=0)
 
 
+def principal_motions(source: LatentSource, count: int, clips: int = 400) -> Float[np.ndarray, "count h8 w8 2"]:
+    """The ``count`` fields of displacements, in pixels, that explain most of how the video frames of up to ``clips``
+    clips have moved: principal components around rest, each as large as it is in a root mean square.
+
+    Raises:
+      InputError: there are fewer.
+    """
+    _, latent, rows, columns, values = source.arrays["moves"].shape
+    size = rows * columns * 2
+    if count > size:
+        raise InputError(f"--dit.warp: expected at most {size} motions, two for each cell, found {count}")
+    outer, frames = np.zeros((size, size)), 0
+    for i in np.linspace(0, len(source) - 1, min(clips, len(source))).astype(int):
+        field = source[int(i)]["moves"][1:].astype(np.float32).reshape(latent - 1, rows, columns, values // 2, 2)
+        field = np.moveaxis(field, 3, 1).reshape(-1, size)
+        outer, frames = outer + field.T @ field, frames + len(field)
+    power, motions = np.linalg.eigh(outer / max(frames, 1))
+    power, motions = power[::-1][:count], motions[:, ::-1][:, :count]
+    scaled = motions.T * np.sqrt(np.maximum(power, 0))[:, None]
+    return scaled.reshape(count, rows, columns, 2).astype(np.float32)
+
+
 def fingerprint(config: Config, weights: dict, source) -> str:
     """Ten hexadecimal digits of the autoencoder's weights, of how sound and words become numbers, of what is kept, and
     of the data set's size and first clips."""
     how = (ROW, digest(weights), config.audio.bands, config.audio.hops_per_frame, config.text, len(source))
+    how += ("moves",) if config.dit.warp else ()
     clips = b"".join(bytes(source[i]["video"]) for i in range(min(FIRST, len(source))))
     return hashlib.sha256(repr(how).encode() + clips).hexdigest()[:10]
 
@@ -147,6 +172,7 @@ def encode_clip(config: Config, encode, record: dict) -> dict[str, np.ndarray]:
         "aperture": np.asarray(record["params"][:, PARAM_INDEX["aperture"]], np.float32),
         **mel,
         **maps,
+        **({"moves": moves(pictures[0], frames).astype(np.float16)} if config.dit.warp else {}),
     }
 
 

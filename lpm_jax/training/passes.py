@@ -22,11 +22,13 @@ from lpm_jax.models.denoiser import Denoiser, previous
 
 
 class Passes(NamedTuple):
-    """Estimates of both passes, ``[b, frames, tokens, pc]``, and the levels of the second."""
+    """Estimates of both passes, ``[b, frames, tokens, pc]``, the levels of the second, and what the network
+    says at T0 of how the picture moves, where it does."""
 
     first: Array
     second: Array
     level: Float[Array, "b frames"]
+    moves: Array | None
 
 
 def choose(key: Array, batch: int, frames: int, stream: StreamConfig) -> Bool[Array, "b frames"]:
@@ -57,14 +59,14 @@ def two_passes(
     known = truth if known is None else known
     where = guessed[..., None, None]
     near = previous(known, denoise.first, denoise.anchor, stream)
-    first = denoise(jnp.where(where, at_start, at_later), jnp.where(guessed, start, later), near)
+    first, moves = denoise.look(jnp.where(where, at_start, at_later), jnp.where(guessed, start, later), near)
     guess = jax.lax.stop_gradient(first)
     level = jnp.where(guessed, later, start)
     own = add_noise(guess, jax.random.normal(key, truth.shape, truth.dtype), level)
     near = previous(jnp.where(where, guess, known), denoise.first, denoise.anchor, stream)
     draft = jnp.where(where, guess, denoise.anchor)
-    second = denoise(jnp.where(where, own, at_start), level, near, draft)
-    return Passes(first, second, level)
+    second, moves_later = denoise.look(jnp.where(where, own, at_start), level, near, draft)
+    return Passes(first, second, level, None if moves is None else jnp.where(where, moves, moves_later))
 
 
 def loss(

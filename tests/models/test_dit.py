@@ -156,7 +156,12 @@ def test_dropped_branches(params, batch, base):
 
 
 def test_references_are_appended_and_do_not_come_out(params, batch, base):
-    assert base[0].shape == (2, FRAMES, TOKENS, 32 + 2 * 8)  # a patch's values, and its channels' gates
+    assert base[0].shape == (
+        2,
+        FRAMES,
+        TOKENS,
+        32 + 2 * 8 + 4 * 3,
+    )  # a patch's values, its channels' gates, motions in four frames
     # Their order among each other does not matter as long as each keeps its place on the time axis.
     other = batch | {name: batch[name][:, ::-1] for name in ("references", "kinds", "valid")}
     out, cache = run(None, params, other)
@@ -303,6 +308,7 @@ def formula(c: DiTConfig) -> tuple[int, int]:
     ends += dense(c.text_width, d) + dense(d, d) + 2 * d + dense(d, pixels)
     ends += dense(d, 2 * c.channels) + dense(pixels, d) if c.prediction == "clean" else 0  # gates, near latent
     ends += dense(6, d) if c.life else 0
+    ends += dense(d, 4 * c.warp) if c.warp else 0
     return c.depth * block + ends, c.depth * audio
 
 
@@ -330,7 +336,7 @@ def test_every_parameter_reaches_the_output(params, batch, base):
     leaves, tree = jax.tree.flatten(params)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for i, name in enumerate(names):
-        if name.startswith("['prior']"):  # belongs to flow.py
+        if name.startswith(("['prior']", "['warp']")):  # belong to flow.py
             continue
         noise = np.random.default_rng(i).normal(size=leaves[i].shape).astype(np.float32)
         changed = jax.tree.unflatten(tree, [*leaves[:i], leaves[i] + noise, *leaves[i + 1 :]])

@@ -39,7 +39,7 @@ def test_a_step_by_hand():
     embed = 2 * 44 * 32 * 32 + 2 * 36 * 32 * 32 + 2 * 8 * (16 * 32 + 32 * 32)  # patches, the near latent, words
     embed += 2 * 11 * (16 * 32 + 32 * 32 + 32 * 6 * 32)  # noise levels
     embed += 2 * 9 * 6 * 32  # a little life
-    head = 2 * 36 * 32 * (32 + 2 * 8)
+    head = 2 * 36 * 32 * (32 + 2 * 8 + 4 * 3)  # patches, gates, motions
     encoders = 2 * 80 * 2 * (24 * 16 + 16 * 16 + 12 * 16) + 2 * 8 * (3 * 16) * 16
     hearing = 2 * 80 * 2 * (24 * 12 + 2 * 4 * 12 * 12)  # frozen: forward alone
     clip = 4 * sum(block) + embed + head + encoders
@@ -93,7 +93,7 @@ def test_muon_by_hand():
     square = lambda least, most: 5 * 2 * (2 * least**2 * most + least**3)  # noqa: E731
     block = 9 * square(32, 32) + 2 * square(16, 32) + 2 * square(32, 64)
     ends = 4 * square(32, 32) + 2 * square(16, 32) + square(32, 192) + square(32, 32) + square(16, 32)
-    ends += square(6, 32)  # a little life
+    ends += square(6, 32) + square(12, 32)  # a little life, motions
     encoders = 2 * (square(16, 24) + square(16, 16) + square(12, 16)) + square(16, 48)
     assert count.muon_flops(config) == 2 * block + ends + encoders
     assert count.muon_flops(with_train(config, optimizer="adamw")) == 0

@@ -35,7 +35,7 @@ CONFIG = dataclasses.replace(
     tiny.CONFIG,
     size=64,
     audio=dataclasses.replace(tiny.CONFIG.audio, hearing=0),  # as in the large models; duel_on.py has it
-    dit=dataclasses.replace(tiny.CONFIG.dit, depth=4, heads=4, width=64, ffn=128),
+    dit=dataclasses.replace(tiny.CONFIG.dit, depth=4, heads=4, width=64, ffn=128, warp=0),
     train=TrainConfig(steps=40, batch=CLIPS, latents=FRAMES, warmup=5, learning_rate=3e-3, token_keep=1.0),
 )
 

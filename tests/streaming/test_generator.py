@@ -14,6 +14,7 @@ from lpm_jax.models import conditions, dit, life
 from lpm_jax.models.audio import FFT, TOKEN, log_mel
 from lpm_jax.models.text import tokenize
 from lpm_jax.models.vae import toy
+from lpm_jax.models.warp import Warp, picture
 from lpm_jax.nn.rope import angles_3d
 from lpm_jax.streaming import generator
 from tests import tiny
@@ -96,11 +97,18 @@ class Reference:
         self.latents = encoded[:, 0][None]
         self.references = dit.patchify(CFG, self.latents)
         self.anchor = self.references[:, 1:2]
+        warp = self.params["warp"]
+        self.warp = Warp(CFG, warp, picture(warp, self.latents[:, 1]))
         self.valid = jnp.array([VALID])
         self.reference_times = conditions.reference_times(CFG, jnp.array([KINDS]))
 
     def shown(self, noisy, levels):
         return network_input(CFG.prediction, noisy, levels, self.anchor, self.params["prior"]["variance"])
+
+    def clean(self, out, shown, levels, near, draft=None):
+        """The estimate of the network's output."""
+        out, moves = dit.split_moves(CFG, out)
+        return clean_from_output(CFG.prediction, out, shown, levels, self.anchor, near, draft, self.warp(moves))
 
     def near(self, last):
         return self.anchor + STREAM.carry * (last - self.anchor)
@@ -154,7 +162,7 @@ def test_stream_equals_the_block_causal_model(reference, latents):
         patches = jnp.concatenate([shown, ref.references], axis=1)
         known = near - ref.anchor
         out, _ = dit.forward(CFG, ref.params["dit"], patches, levels, count, told, positions, near=known)
-        return clean_from_output(CFG.prediction, out, shown, levels[:, :count], ref.anchor, near, draft)
+        return ref.clean(out, shown, levels[:, :count], near, draft)
 
     t0, t1 = STREAM.levels
     video, noise, worst = jnp.zeros((1, count, TOKENS, DIM)), ref.noise(), 0.0
@@ -242,11 +250,11 @@ def test_stream_equals_lists_of_keys_past_the_slide(reference, latents):
         near = jnp.broadcast_to(ref.near(last), noise[n][0].shape)
         shown = ref.shown(noise[n][0], t0)
         out, _ = step(shown, t0, near, **arguments)
-        draft = clean_from_output(CFG.prediction, out, shown, t0, ref.anchor, near)
+        draft = ref.clean(out, shown, t0, near)
         shown = ref.shown(add_noise(draft, noise[n][1], t1), t1)
         out, new = step(shown, t1, near, **arguments)
         kept.append(new)
-        clean = clean_from_output(CFG.prediction, out, shown, t1, ref.anchor, near, draft)
+        clean = ref.clean(out, shown, t1, near, draft)
         last = clean[:, -1:]
         clean = dit.unpatchify(CFG, clean, 4, 4)
         worst.append(float(jnp.abs(clean - latents[n]).max()))

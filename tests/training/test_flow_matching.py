@@ -28,10 +28,10 @@ def config(**train):
 
 @pytest.fixture(scope="module")
 def mute():
-    """Random weights, except for the last projection and the gates, which are zero."""
+    """Random weights, except for the last projection, the gates and what moves, which are zero."""
     params = {k: v for k, v in tiny.params(config()).items() if k != "vae"}
     head = params["dit"]["head"]
-    head = head | {name: jax.tree.map(jnp.zeros_like, head[name]) for name in ("projection", "gate")}
+    head = head | {name: jax.tree.map(jnp.zeros_like, head[name]) for name in ("projection", "gate", "warp")}
     prior = jax.tree.map(jnp.ones_like, params["prior"])
     return params | {"dit": params["dit"] | {"head": head}, "prior": prior}
 
@@ -152,6 +152,19 @@ def test_a_step_computes_a_share_or_all(mute, batch, pure_noise):
     for share, expected in ((0.5, 4 * 3 / (3 + 1)), (1.0, 4 * 3 / (3 + 3))):
         value, _ = jax.jit(make_loss(config(), False, share))(mute, wrong, jax.random.key(0))
         assert float(value) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_moves_are_compared_with_optical_flow(mute, batch, causal):
+    """Of a network that says that nothing has moved, in clips whose anchor is what the flow is told from."""
+    far = np.random.default_rng(1).normal(size=(2, FRAMES, CELLS, CELLS, 8)).astype(np.float16)
+    known = batch | {"moves": 4 * far, "moves_known": np.array([1, 0], np.float32)}
+    plain, _ = jax.jit(make_loss(config(), causal, 1.0))(mute, known, KEY)
+    value, metrics = jax.jit(make_loss(config(moves=3.0), causal, 1.0))(mute, known, KEY)
+    size = np.abs(2 * far[0].astype(np.float32))  # of two pixels
+    want = np.mean(np.where(size <= 1, 0.5 * size**2, size - 0.5))
+    np.testing.assert_allclose(metrics["moves"], want, rtol=1e-3)
+    np.testing.assert_allclose(value - plain, 3 * want, rtol=1e-3)
 
 
 def test_kept_patches():

@@ -120,6 +120,26 @@ def test_latent_source(tmp_path, row):
     assert repr(idle) != repr(everything)  # a saved iterator of one is not restored into the other
 
 
+def test_principal_motions_explain_how_clips_have_moved(tmp_path):
+    """Of frames that are mixtures of two fields, two motions explain all, as large as they are, and one the larger."""
+    rng = np.random.default_rng(0)
+    fields = np.linalg.qr(rng.normal(size=(32, 2)))[0].T.reshape(2, 4, 4, 2)
+    amounts = rng.normal(size=(3, 6, 4, 2)) * [8.0, 2.0]  # clip, latent, video frame, field
+    moves = np.einsum("nltk,khwx->nlhwtx", amounts, fields)
+    np.save(tmp_path / "moves.npy", moves.reshape(3, 6, 4, 4, 8).astype(np.float32))
+    np.save(tmp_path / "kind.npy", np.zeros(3, np.int32))
+    source = latents.LatentSource(tmp_path)
+    found = latents.principal_motions(source, 2).reshape(2, -1)
+    seen = amounts[:, 1:].reshape(-1, 2)  # the first latent frame is a picture
+    np.testing.assert_allclose(
+        found.T @ found, fields.reshape(2, -1).T @ (seen.T @ seen / len(seen)) @ fields.reshape(2, -1), atol=1e-3
+    )
+    first = latents.principal_motions(source, 1).reshape(-1)
+    assert abs(first @ fields[0].ravel()) > 0.95 * np.linalg.norm(first) and np.linalg.norm(first) > 5
+    with pytest.raises(InputError, match="--dit.warp: expected at most 32 motions"):
+        latents.principal_motions(source, 33)
+
+
 def test_fingerprint_follows_weights_and_data(record):
     weights, config = {"a": np.ones(3), "b": np.zeros(2)}, tiny.CONFIG
     name = latents.fingerprint(config, weights, [record])
@@ -132,6 +152,8 @@ def test_fingerprint_follows_weights_and_data(record):
     hearing = dataclasses.replace(config, audio=dataclasses.replace(config.audio, hearing=2))
     found = [latents.fingerprint(c, weights, [record]) for c in (text, bands, hearing)]
     assert len({name, *found}) == 3 and found[2] == name  # words and bands are in the cache, what hears them is not
+    still, other = (dataclasses.replace(config, dit=dataclasses.replace(config.dit, warp=count)) for count in (0, 5))
+    assert latents.fingerprint(still, weights, [record]) != name == latents.fingerprint(other, weights, [record])
 
 
 def test_a_data_set_that_is_not_there_is_named(tmp_path):

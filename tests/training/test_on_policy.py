@@ -27,7 +27,7 @@ BATCH = batch_of(CONFIG, 3)
 def silent() -> dict:
     """A network that says nothing: whatever it is shown, the reference stays."""
     head = PARAMS["dit"]["head"]
-    head = head | {name: jax.tree.map(jnp.zeros_like, head[name]) for name in ("projection", "gate")}
+    head = head | {name: jax.tree.map(jnp.zeros_like, head[name]) for name in ("projection", "gate", "warp")}
     return PARAMS | {"dit": PARAMS["dit"] | {"head": head}}
 
 

@@ -38,7 +38,7 @@ def test_biases_gains_and_tables_go_to_adamw():
     names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(MODEL | {"vae": VAE})}
     assert names == {
         "kernel", "bias", "gain", "scale", "modulation", "phase", "table", "place", "mean", "std", "variance", "basis",
-        "centre", "weight",
+        "centre", "weight", "base", "motions",
     }  # fmt: skip
 
 

@@ -85,6 +85,7 @@ def test_components():
     found = {component(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
     assert found == {
         "attention", "text_attention", "audio_attention", "ffn", "embed", "head", "speak", "listen", "text", "prior",
+        "warp",
     }  # fmt: skip
     norms = component_norms(params)
     whole = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(params)))
