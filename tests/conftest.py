@@ -21,7 +21,7 @@ TRAINING = (
 )
 CHECKED = [f"lpm_jax.{name}" for name in MODULES.split()]
 CHECKED += [f"lpm_jax.training.{name}" for name in TRAINING.split()]
-CHECKED += ["data_pipeline.loader", "data_pipeline.video"]
+CHECKED += ["data_pipeline.loader", "data_pipeline.moves", "data_pipeline.video"]
 install_import_hook(CHECKED, "beartype.beartype")
 
 import jax  # noqa: E402
