@@ -149,7 +149,7 @@ class Warp(nn.Module):
     def __init__(self, cfg: dict, rows: int, columns: int):
         super().__init__()
         channels, self.patch = cfg["channels"], cfg["patch"]
-        sizes = {"basis": (CELL, channels), "gain": (channels,), "base": (CELL,)}
+        sizes = {"basis": (CELL, channels), "gain": (channels,)}
         for name, size in (sizes | {"motions": (cfg["warp"], rows, columns, 2)}).items():
             self.register_parameter(name, nn.Parameter(torch.zeros(size)))
 
@@ -159,7 +159,7 @@ class Warp(nn.Module):
         rows, columns = (size // 2 for size in picture.shape[:2])
         h, w = rows // SIDE, columns // SIDE
         g = moves.mean(1).reshape(frames * STRIDE, -1)
-        d = torch.einsum("tk,khwx->txhw", g, self.motions)
+        d = torch.einsum("tk,khwx->txhw", g, self.motions).float()  # positions in half precision are half pixels off
         d = F.interpolate(d, (rows, columns), mode="bilinear").permute(0, 2, 3, 1)
         here = torch.stack(torch.meshgrid(torch.arange(columns), torch.arange(rows), indexing="xy"), dim=-1)
         at = 2 * (here + d) / torch.tensor([columns - 1.0, rows - 1.0]) - 1

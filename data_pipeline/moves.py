@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from data_pipeline.performers.render import opencv
 from data_pipeline.schema import LATENT_STRIDE
 
 CELL = 8  # pixels
@@ -16,8 +17,7 @@ def moves(
     """The displacement, in pixels, of each cell in each frame of a latent one: ``(x, y)`` for the first frame, then the
     next. A frame shows at ``p`` what ``picture`` shows at ``p`` and the displacement. Zeros for the first latent frame,
     which is one picture. Dense inverse search (Kroeger et al., arXiv 1603.03590), as OpenCV has it (extra ``data``)."""
-    import cv2
-
+    cv2 = opencv()
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grey = [cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (picture, *frames[1:])]
     flow = np.stack([search.calc(frame, grey[0], None) for frame in grey[1:]])

@@ -76,8 +76,8 @@ def clean_from_output(
     """The network's estimate of ``x_0`` from its output and what it was shown (:func:`network_input`).
 
     In ``"clean"`` the output's last axis holds ``F``, then ``G`` and ``H``, which belong to equal parts of it.
-    ``draft`` is the estimate that was re-noised, where ``x_t`` is one (below level 1). ``moved`` is what the anchor
-    changes by when it is moved as the network says (``models/warp.py``); a draft has moved already.
+    ``draft`` is the estimate that was re-noised, where ``x_t`` is one. ``moved`` is what the anchor changes by when it
+    is moved as the network says (``models/warp.py``): it counts at level 1, for below it ``x_t`` shows what has moved.
     """
     if prediction == "clean":
         shown = shown if draft is None else draft
@@ -86,7 +86,7 @@ def clean_from_output(
         noise, carry = (jnp.tile(gate, repeats) for gate in jnp.split(gates, 2, axis=-1))
         clean = shown + noise * (shown - anchor) + jnp.clip(carry, -1, 1) * (near - anchor) + change
         if moved is not None:
-            clean += moved if draft is None else jnp.where(_beside(level, moved) < 1, 0, moved)
+            clean += jnp.where(_beside(level, moved) < 1, 0, moved)
         return clean
     return shown - _beside(level, shown) * output
 

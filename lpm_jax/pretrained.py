@@ -79,7 +79,7 @@ def load(
     dtype: Any = None,
     shardings: Callable[[str, tuple[int, ...]], Sharding] | None = None,
 ) -> tuple[Config, dict]:
-    """Config and parameters ``{"dit", "speak", "listen", "prior", "text", "vae"[, "audio"]}`` on devices.
+    """Config and parameters ``{"dit", "speak", "listen", "prior", "text", "vae"[, "audio", "warp"]}`` on devices.
 
     ``dtype`` None keeps the files'. ``shardings(path, shape)`` says where an array lives, such as ``"vae/scale"``;
     None: on the first device.

@@ -18,12 +18,12 @@ _SUPERSAMPLING = 2
 _FRACTION_BITS = 4  # OpenCV takes corners as fixed-point numbers
 
 
-def _opencv() -> object:
-    """OpenCV, imported when something is drawn: reading characters and clips works without it."""
+def opencv() -> object:
+    """OpenCV, imported when it is needed: reading characters and clips works without it."""
     try:
         import cv2
     except ImportError as error:
-        raise ImportError("drawing needs the 'data' extra: uv sync --extra data") from error
+        raise ImportError("drawing and optical flow need the 'data' extra: uv sync --extra data") from error
     cv2.setNumThreads(1)  # workers are processes; threads inside them only fight
     return cv2
 
@@ -103,7 +103,7 @@ def _shapes(character: Character, params: np.ndarray, canvas: int, behind_view: 
 
 
 def _paint(character: Character, params: np.ndarray, size: int, behind_view: bool = False) -> np.ndarray:
-    cv2 = _opencv()
+    cv2 = opencv()
     canvas = size * _SUPERSAMPLING
     shapes = _shapes(character, params, canvas, behind_view)
     fixed = [

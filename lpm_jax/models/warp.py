@@ -3,7 +3,7 @@
 A token of the toy is 384 values and its transformer is 256 wide, so of a head that turns it drew a third at best
 (docs/distillation.md). How its parts have moved needs few numbers; what they look like then is in the picture. So the
 network's output says besides, for each video frame, how much ``g`` there is of some *principal motions* ``M`` (the mean
-of what all tokens say), and its estimate begins with a moved anchor:
+of what the tokens say), and at level 1, where nothing else is known, its estimate begins with a moved anchor:
 
     W(a, g) = a + L(warp(P, sum_k g_k M_k) - P)        P = L^-1(a), a picture
 

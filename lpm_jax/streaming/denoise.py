@@ -118,7 +118,7 @@ def evaluate(
     The first evaluation starts from ``coarse``, where it is given, taken to its noise level; else from noise alone.
     Each later one starts from the estimate before it, re-noised, through which no gradient passes, and corrects it
     (``draft`` in flow.py). ``remat`` says what gradients keep (``nn/remat.py``). ``warp`` moves the anchor
-    for the evaluation that starts from noise alone.
+    at level 1.
     """
     cfg, stream = config.dit, config.stream
     b, chunk = track.near.shape[0], stream.chunk
@@ -140,7 +140,7 @@ def evaluate(
         )  # fmt: skip
         out = out.astype(jnp.float32)
         out, moves = dit.split_moves(cfg, out)
-        moved = warp(moves) if warp and draft is None else None
+        moved = warp(moves) if warp and level == 1 else None
         return clean_from_output(cfg.prediction, out, shown, levels, track.anchor, near, draft, moved), cache
 
     estimates, draft = [], coarse

@@ -43,10 +43,13 @@ class Made(NamedTuple):
     target: Float[Array, "b frames tokens pc"] | None = None  # the teacher's own sample, off policy
 
 
+MEASURED = ("prior", "warp")
+
+
 def in_dtype(config: Config, params: dict) -> dict:
-    """Weights as a step computes with them, but for ``prior``, which belongs to the latents and not to the network."""
+    """Weights as a step computes with them, but for what was measured and belongs to the latents, not the network."""
     cast = lambda p: p.astype(config.train.dtype)  # noqa: E731
-    return {name: part if name == "prior" else jax.tree.map(cast, part) for name, part in params.items()}
+    return {name: part if name in MEASURED else jax.tree.map(cast, part) for name, part in params.items()}
 
 
 def student_config(stage: str, config: Config) -> Config:

@@ -59,16 +59,17 @@ def make_loss(config: Config, causal: bool, share: float, reader: dict | None = 
     def lips(clean, batch, keep, counts):
         return mouths.difference(config, reader, clean, batch, keep, counts) if reader else 0.0
 
-    def follow(value, metrics, moves, batch, warp):
-        """With the error of what the network says has moved, where ``train.moves`` weighs it."""
+    def follow(value, metrics, moves, batch, warp, counts):
+        """With the error of what the network says has moved in the frames that count, where ``train.moves`` weighs
+        it."""
         if moves is None or not train.moves:
             return value, metrics
         b, frames, rows, columns, _ = batch["moves"].shape
         want = jnp.moveaxis(batch["moves"].reshape(b, frames, rows, columns, LATENT_STRIDE, 2), 4, 2)
         want = want.reshape(b, frames * LATENT_STRIDE, rows, columns, 2).astype(jnp.float32)
-        off = jnp.mean(optax.huber_loss((warp.field(moves) - want) / FAR), axis=(1, 2, 3, 4))
-        off = jnp.sum(off * batch["moves_known"]) / jnp.maximum(jnp.sum(batch["moves_known"]), 1)
-        return value + train.moves * off, metrics | {"moves": off}
+        off = jnp.mean(optax.huber_loss((warp.field(moves) - want) / FAR), axis=(2, 3, 4))
+        found = _mean(off.reshape(b, frames, -1).mean(-1), counts & (batch["moves_known"] > 0)[:, None])
+        return value + train.moves * found[0] / jnp.maximum(found[1], 1), metrics | {"moves": found}
 
     dtype = jnp.dtype(train.dtype)
 
@@ -95,7 +96,7 @@ def make_loss(config: Config, causal: bool, share: float, reader: dict | None = 
             value, error = weighted_loss(clean, truth, level, weight, channels, flow)
             read = lips(clean, batch, keep, jnp.ones((b, frames)))
             metrics = by_level(error, level, LEVELS) | by_kind(error, batch)
-            value, metrics = follow(value, metrics, moves, batch, denoise.warp)
+            value, metrics = follow(value, metrics, moves, batch, denoise.warp, level >= 1)
             return value + train.lips * read, metrics | ({"lips": read} if reader else {})
         guessed = passes.choose(k_level, b, frames, config.stream)
         later = add_noise(truth, noise, jnp.full((b, frames), config.stream.levels[1]))
@@ -104,7 +105,7 @@ def make_loss(config: Config, causal: bool, share: float, reader: dict | None = 
         value, error = passes.loss(made, truth, guessed, weight, channels, flow)
         read = 0.5 * lips(made.first, batch, keep, guessed) + lips(made.second, batch, keep, jnp.ones((b, frames)))
         metrics = by_level(error, made.level) | by_kind(error, batch)
-        value, metrics = follow(value, metrics, made.moves, batch, denoise.warp)
+        value, metrics = follow(value, metrics, made.moves, batch, denoise.warp, jnp.ones((b, frames), bool))
         return value + train.lips * read, metrics | ({"lips": read} if reader else {})
 
     return loss
@@ -166,8 +167,8 @@ def step_flops(config: Config, causal: bool) -> float:
 
 
 def frozen(params: dict) -> dict:
-    """Which parameters a diffusion stage leaves as they are: the measured ones of ``prior``, an audio encoder, and what
-    stage ``audio`` trained."""
+    """Which parameters a diffusion stage leaves as they are: the measured ones of ``prior`` and ``warp``, an audio
+    encoder, and what stage ``audio`` trained."""
     return {
         name: jax.tree_util.tree_map_with_path(
             lambda path, _, n=name: n in ("prior", "audio", "warp") or _hears(path), p
@@ -220,7 +221,8 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
             heard = load_weights(workdir / "audio" / "weights", "model", fresh)
             params |= {name: params[name] | {"hearing": heard[name]} for name in ("speak", "listen")}
         if config.dit.warp:
-            motions = latents.principal_motions(source, config.dit.warp)
+            everything = latents.LatentSource(source.directory)  # not only the kinds of this stage
+            motions = latents.principal_motions(everything, config.dit.warp)
             params["warp"] = jax.tree.map(jnp.asarray, warp.measured(coder, motions))
         variance = latents.variance_around_reference(source)
         # Errors count as in pixels through the autoencoder's linear part, scaled to one for a still character.

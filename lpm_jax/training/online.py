@@ -190,7 +190,7 @@ class Players:
             return jax.ShapeDtypeStruct(x.shape, dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(dtype)
 
         def lighter(tree: dict) -> dict:
-            return {name: part if name == "prior" else jax.tree.map(cast, part) for name, part in tree.items()}
+            return {name: part if name in distill.MEASURED else jax.tree.map(cast, part) for name, part in tree.items()}
 
         return {name: tree if name == "vae" else lighter(tree) for name, tree in self.fixed.items()}
 

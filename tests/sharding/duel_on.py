@@ -24,7 +24,7 @@ from tests import tiny
 
 RUN = dataclasses.replace(
     CONFIG,
-    dit=dataclasses.replace(CONFIG.dit, depth=2),
+    dit=dataclasses.replace(CONFIG.dit, depth=2, warp=3),
     stream=StreamConfig(chunk=2, sink=1, window=1),
     distill=DistillConfig(
         rollout=3, gradient=1, generator_every=1, critic_learning_rate=1e-3, text_scale=1.5, switch=0.5

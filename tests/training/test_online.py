@@ -206,7 +206,7 @@ def test_networks_that_stay_are_as_light_as_the_computation(rank):
         resting = online.Players(distill.OFF, config, params, params, tiny.params()["vae"]).resting()
         for name in ("teacher", *["student"] * bool(rank)):
             dtypes = {part: {x.dtype for x in jax.tree.leaves(tree)} for part, tree in resting[name].items()}
-            assert dtypes.pop("prior") == {jnp.dtype("float32")}
+            assert dtypes.pop("prior") == dtypes.pop("warp") == {jnp.dtype("float32")}
             assert all(found == {jnp.dtype("bfloat16")} for found in dtypes.values())
         assert {x.dtype for x in jax.tree.leaves(resting["vae"])} == {jnp.dtype("float32")}
 
