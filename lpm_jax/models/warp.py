@@ -85,7 +85,8 @@ def sampled(
     h, w = field.shape[2:4]
     at = FINE * (jnp.stack(jnp.mgrid[:h, :w], axis=-1) + field[..., ::-1])
     at = jnp.clip(at, 0.0, jnp.array([rows, columns]) - float(FINE))
-    corner = jnp.clip(jnp.floor(at).astype(jnp.int32), 0, jnp.array([rows, columns]) - 2)
+    corner = jnp.floor(at).astype(jnp.int32)
+    corner = jnp.clip(corner, 0, jnp.array([rows, columns]) - 2)  # in bounds even where the field is not a number
     down, right = jnp.split(at - corner, 2, axis=-1)
     index = corner[..., 0] * columns + corner[..., 1]
 

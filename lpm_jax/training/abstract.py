@@ -57,7 +57,7 @@ def batch_shapes(config: Config, mesh: Mesh, frames: int = 0) -> dict[str, jax.S
         "kind": ((), jnp.int32),
     }
     if config.dit.warp:
-        shapes |= {"moves": ((frames, height, width, 2 * LATENT_STRIDE), jnp.float16), "moves_known": ((), jnp.float32)}
+        shapes |= {"moves": ((frames, LATENT_STRIDE, height, width, 2), jnp.float16), "moves_known": ((), jnp.float32)}
     return {name: jax.ShapeDtypeStruct((b, *shape), dtype, sharding=where) for name, (shape, dtype) in shapes.items()}
 
 

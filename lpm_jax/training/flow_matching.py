@@ -20,7 +20,6 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from data_pipeline.loader import RegionWeights, Window, latent_batches
-from data_pipeline.schema import LATENT_STRIDE
 from lpm_jax import flops
 from lpm_jax.checkpoint import load_weights
 from lpm_jax.config import Config
@@ -64,11 +63,9 @@ def make_loss(config: Config, causal: bool, share: float, reader: dict | None = 
         it."""
         if moves is None or not train.moves:
             return value, metrics
-        b, frames, rows, columns, _ = batch["moves"].shape
-        want = jnp.moveaxis(batch["moves"].reshape(b, frames, rows, columns, LATENT_STRIDE, 2), 4, 2)
-        want = want.reshape(b, frames * LATENT_STRIDE, rows, columns, 2).astype(jnp.float32)
-        off = jnp.mean(optax.huber_loss((warp.field(moves) - want) / FAR), axis=(2, 3, 4))
-        found = _mean(off.reshape(b, frames, -1).mean(-1), counts & (batch["moves_known"] > 0)[:, None])
+        want = batch["moves"].astype(jnp.float32)
+        off = optax.huber_loss((warp.field(moves).reshape(want.shape) - want) / FAR)
+        found = _mean(off.mean((2, 3, 4, 5)), counts & (batch["moves_known"] > 0)[:, None])
         return value + train.moves * found[0] / jnp.maximum(found[1], 1), metrics | {"moves": found}
 
     dtype = jnp.dtype(train.dtype)

@@ -97,14 +97,13 @@ def principal_motions(source: LatentSource, count: int, clips: int = 400) -> Flo
     Raises:
       InputError: there are fewer.
     """
-    _, latent, rows, columns, values = source.arrays["moves"].shape
+    rows, columns = source.arrays["moves"].shape[3:5]
     size = rows * columns * 2
     if count > size:
         raise InputError(f"--dit.warp: expected at most {size} motions, two for each cell, found {count}")
     outer, frames = np.zeros((size, size)), 0
     for i in np.linspace(0, len(source) - 1, min(clips, len(source))).astype(int):
-        field = source[int(i)]["moves"][1:].astype(np.float32).reshape(latent - 1, rows, columns, values // 2, 2)
-        field = np.moveaxis(field, 3, 1).reshape(-1, size)
+        field = source[int(i)]["moves"][1:].astype(np.float32).reshape(-1, size)
         outer, frames = outer + field.T @ field, frames + len(field)
     power, motions = np.linalg.eigh(outer / max(frames, 1))
     power, motions = power[::-1][:count], motions[:, ::-1][:, :count]

@@ -157,7 +157,7 @@ def test_a_step_computes_a_share_or_all(mute, batch, pure_noise):
 @pytest.mark.parametrize("causal", [False, True])
 def test_moves_are_compared_with_optical_flow(mute, batch, pure_noise, causal):
     """Of a network that says that nothing has moved, in clips whose anchor is what the flow is told from."""
-    far = np.random.default_rng(1).normal(size=(2, FRAMES, CELLS, CELLS, 8)).astype(np.float16)
+    far = np.random.default_rng(1).normal(size=(2, FRAMES, 4, CELLS, CELLS, 2)).astype(np.float16)
     known = batch | {"moves": 4 * far, "moves_known": np.array([1, 0], np.float32)}
     plain, _ = jax.jit(make_loss(config(), causal, 1.0))(mute, known, KEY)
     value, metrics = jax.jit(make_loss(config(moves=3.0), causal, 1.0))(mute, known, KEY)

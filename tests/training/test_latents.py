@@ -125,8 +125,8 @@ def test_principal_motions_explain_how_clips_have_moved(tmp_path):
     rng = np.random.default_rng(0)
     fields = np.linalg.qr(rng.normal(size=(32, 2)))[0].T.reshape(2, 4, 4, 2)
     amounts = rng.normal(size=(3, 6, 4, 2)) * [8.0, 2.0]  # clip, latent, video frame, field
-    moves = np.einsum("nltk,khwx->nlhwtx", amounts, fields)
-    np.save(tmp_path / "moves.npy", moves.reshape(3, 6, 4, 4, 8).astype(np.float32))
+    moves = np.einsum("nltk,khwx->nlthwx", amounts, fields)
+    np.save(tmp_path / "moves.npy", moves.astype(np.float32))
     np.save(tmp_path / "kind.npy", np.zeros(3, np.int32))
     source = latents.LatentSource(tmp_path)
     found = latents.principal_motions(source, 2).reshape(2, -1)
