@@ -237,6 +237,7 @@ class Head(nn.Module):
         return out
 
 
+@functools.partial(jax.jit, static_argnums=0)  # so that a config's parts are traced once, however often they are made
 def _modules(config: DiTConfig, key: Array) -> dict:
     """What ``init`` of the parts returns, for one block."""
     dim, half, zeros = config.patch**2 * config.channels, config.head_dim // 2, jnp.zeros

@@ -99,10 +99,10 @@ def test_where_the_prompt_changes_the_clip_is_its_own_from_there():
     channels = jnp.tile(PARAMS["prior"]["weight"], 4)
 
     def error(player: rollout.Player) -> float:
-        made, _ = rollout.estimates(player, PARAMS, warm, 2, jax.random.split(key)[1])
+        made = jax.jit(lambda params: rollout.estimates(player, params, warm, 2, jax.random.split(key)[1])[0])(PARAMS)
         return float(jnp.mean(jnp.square(made[0] - truth) * channels))
 
-    value = float(on_policy.make_loss(config)(PARAMS, batch, key)[1]["x0_at_1"])
+    value = float(jax.jit(on_policy.make_loss(config))(PARAMS, batch, key)[1]["x0_at_1"])
     assert value == pytest.approx(error(rollout.Player(config, mixed, before, warm)), rel=1e-4)
     assert abs(value - error(rollout.Player(config, batch))) > 1e-3 * value
 
