@@ -1,24 +1,12 @@
 """Set up once, before anything imports JAX: cheap compilation, exact products, annotations that are checked."""
 
-import atexit
 import os
-import shutil
-import tempfile
-from importlib.metadata import version
 
-# Tests compile many small programs and run each a few times: LLVM's expensive passes cost more than they save, and so
-# do the fusion emitters that jaxlib 0.10 may do without (half of its time to compile; later ones lack the flag).
-flags = ["--xla_backend_optimization_level=1", "--xla_llvm_disable_expensive_passes=true"]
-if version("jaxlib").startswith("0.10."):
-    flags.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
-# What one of the workers has compiled none of the others compiles again, in this run.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lpm-tests-")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-    os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05"}
+from tests.cheap import FLAGS
 
-from jaxtyping import install_import_hook  # noqa: E402
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+
+from jaxtyping import install_import_hook
 
 # Every annotated function of these modules checks its arguments' and results' shapes and types while tests run.
 MODULES = (

@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import os
 
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
-os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_llvm_disable_expensive_passes=true"
+from tests.cheap import EIGHT
 
-import dataclasses  # noqa: E402
-import json  # noqa: E402
-import math  # noqa: E402
-import sys  # noqa: E402
+os.environ["XLA_FLAGS"] = EIGHT
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
+import dataclasses
+import json
+import math
+import sys
 
-from lpm_jax import sharding  # noqa: E402
-from lpm_jax.config import Config, MeshConfig, TrainConfig  # noqa: E402
-from lpm_jax.models import conditions  # noqa: E402
-from lpm_jax.options import override  # noqa: E402
-from lpm_jax.planning.hlo import analyse  # noqa: E402
-from lpm_jax.training.flow_matching import CAUSAL, frozen, make_loss  # noqa: E402
-from lpm_jax.training.step import accumulated, make_program  # noqa: E402
-from tests import tiny  # noqa: E402
+import jax
+import numpy as np
+
+from lpm_jax import sharding
+from lpm_jax.config import Config, MeshConfig, TrainConfig
+from lpm_jax.models import conditions
+from lpm_jax.options import override
+from lpm_jax.planning.hlo import analyse
+from lpm_jax.training.flow_matching import CAUSAL, frozen, make_loss
+from lpm_jax.training.step import accumulated, make_program
+from tests import tiny
 
 jax.config.update("jax_default_matmul_precision", "highest")
 FRAMES, CELLS, CLIPS = 6, 8, 8

@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import os
 
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
-os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_llvm_disable_expensive_passes=true"
+from tests.cheap import EIGHT
 
-import dataclasses  # noqa: E402
-import json  # noqa: E402
-import math  # noqa: E402
-import sys  # noqa: E402
-import tempfile  # noqa: E402
+os.environ["XLA_FLAGS"] = EIGHT
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
+import dataclasses
+import json
+import math
+import sys
+import tempfile
 
-from lpm_jax import Pipeline, pretrained  # noqa: E402
-from lpm_jax.config import MeshConfig  # noqa: E402
-from lpm_jax.models.text import tokenize  # noqa: E402
-from lpm_jax.streaming import generator  # noqa: E402
-from lpm_jax.streaming.lanes import Lanes  # noqa: E402
-from tests import tiny  # noqa: E402
+import jax
+import numpy as np
+
+from lpm_jax import Pipeline, pretrained
+from lpm_jax.config import MeshConfig
+from lpm_jax.models.text import tokenize
+from lpm_jax.streaming import generator
+from lpm_jax.streaming.lanes import Lanes
+from tests import tiny
 
 jax.config.update("jax_default_matmul_precision", "highest")
 CONFIG = dataclasses.replace(tiny.CONFIG, size=64, dit=dataclasses.replace(tiny.CONFIG.dit, heads=4, width=64))
