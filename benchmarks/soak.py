@@ -28,6 +28,7 @@ from lpm_jax.environment import environment
 from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.progress import progress
 from lpm_jax.serving.library import Library
+from lpm_jax.serving.memory import keep_room, one_heap
 from lpm_jax.serving.session import Session
 
 PROMPTS = ("", "smiles", "looks very surprised", "nods along", "looks to the left")
@@ -175,8 +176,10 @@ def main() -> int:
             raise InputError(f"--{name.replace('_', '-')}: expected 0 to 1,440, found {getattr(args, name):g}")
     from lpm_jax import Pipeline
 
+    one_heap()  # as the live page has it
     pipe = Pipeline.from_pretrained(args.model)
     pipe.warm_up()
+    keep_room()
     session = Session(pipe, Library().image(Library().first_character().stem))
     session.step()
     compilations = Compilations()

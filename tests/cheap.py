@@ -1,7 +1,7 @@
 """XLA's options for programs that run a few times: compiling costs tests more than what it saves them.
 
 LLVM's passes are left out, and so are the fusion emitters that jaxlib 0.10 may do without (later ones lack the flag).
-The default run, two cores and jax 0.10.2: 7.5 minutes, where level 1 with the emitters took 11.
+The default run, two cores and jax 0.10.2: 7 minutes, where level 1 with the emitters took 11.
 """
 
 from importlib.metadata import version

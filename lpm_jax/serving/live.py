@@ -13,6 +13,7 @@ from lpm_jax.local import LOOPBACK
 from lpm_jax.serving.app import create_app
 from lpm_jax.serving.engine import Engine
 from lpm_jax.serving.library import Library
+from lpm_jax.serving.memory import keep_room, one_heap
 
 
 class _Server(uvicorn.Server):
@@ -36,6 +37,7 @@ def serve(
     size: tuple[int, int] = (128, 128),
 ) -> None:
     """Serve the page on ``listener``. ``load`` returns a pipeline, cold; what it raises is raised here."""
+    one_heap()
     address, port = listener.getsockname()[:2]
     url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
 
@@ -44,6 +46,7 @@ def serve(
         print(f"{url} is up; the model is being compiled ...", flush=True)
         pipeline = load()
         pipeline.warm_up()
+        keep_room()
         print(f"ready after {time.perf_counter() - started:.1f} s: open {url} (Ctrl-C ends)", flush=True)
         return pipeline
 
