@@ -205,7 +205,7 @@ class Embed(nn.Module):
         t = dense("time_in")(t)
         t = dense("time_out", axes=("embed", None))(nn.silu(t))
         if life is not None:
-            t = t.at[:, : life.shape[1]].add(dense("life", init=nn.initializers.zeros)(life.astype(t.dtype)))
+            t = t.at[:, : life.shape[1]].add(dense("life", init=nn.initializers.normal(0.05))(life.astype(t.dtype)))
         e = dense("time_modulation", 6 * cfg.width, axes=("embed", None))(nn.silu(t))
         y = dense("text_in")(text)
         y = dense("text_out", axes=("embed", None))(nn.gelu(y, approximate=True))

@@ -217,15 +217,15 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
             fresh = {name: params[name]["hearing"] for name in ("speak", "listen")}
             heard = load_weights(workdir / "audio" / "weights", "model", fresh)
             params |= {name: params[name] | {"hearing": heard[name]} for name in ("speak", "listen")}
-        if config.dit.warp:
-            everything = latents.LatentSource(source.directory)  # not only the kinds of this stage
-            motions = latents.principal_motions(everything, config.dit.warp)
-            params["warp"] = jax.tree.map(jnp.asarray, warp.measured(coder, motions))
         variance = latents.variance_around_reference(source)
         # Errors count as in pixels through the autoencoder's linear part, scaled to one for a still character.
         weight = 1 / np.square(np.asarray(coder["scale"]))
         weight /= np.mean(weight * variance)
         params["prior"] = {"variance": jnp.asarray(variance), "weight": jnp.asarray(weight, jnp.float32)}
+    if config.dit.warp and not np.any(params["warp"]["motions"]):  # not measured yet
+        everything = latents.LatentSource(source.directory)  # not only the kinds of this stage
+        motions = latents.principal_motions(everything, config.dit.warp)
+        params["warp"] = jax.tree.map(jnp.asarray, warp.measured(coder, motions))
     from lpm_jax.training.validation import Validator
 
     def data(rows):

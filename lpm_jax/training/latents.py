@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import shutil
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -38,6 +41,7 @@ STILL_EVERY = 3  # latent frames between the frames that are also encoded as pic
 REFERENCE_SLOTS = 5  # the global appearance and up to four views or expressions
 KINDS = ("speak", "listen", "conversation", "idle")
 FIRST = 8  # clips that tell one data set from another: a single one may be the same in both
+WORKERS, AHEAD = 2, 4  # clips that are made side by side (most of it lets other threads run), and begun at a time
 ROW = 3  # what a row holds: raised where that changes, so that no cache lacks a field
 
 
@@ -204,12 +208,19 @@ def _encode(config: Config, weights: dict, split: str, source, directory: Path) 
         blank = np.zeros((padded - len(video), *video.shape[1:]), np.uint8)
         return np.asarray(encode(weights, np.concatenate([video, blank])))[: len(video)]
 
+    def row(i: int) -> dict[str, np.ndarray]:
+        return encode_clip(config, run, source[i])
+
     def rows() -> Iterator[dict[str, np.ndarray]]:
         bar = tqdm(range(len(source)), desc=f"latents of {split}", disable=not sys.stderr.isatty())
-        for i in bar:
-            yield encode_clip(config, run, source[i])
-            if bar.disable and (i + 1) % 200 == 0:
-                print(f"latents of {split}: {i + 1}/{len(source)}", flush=True)
+        waiting = iter(range(len(source)))
+        with ThreadPoolExecutor(WORKERS) as pool:
+            begun = deque(pool.submit(row, i) for i in itertools.islice(waiting, AHEAD))
+            for i in bar:
+                yield begun.popleft().result()
+                begun.extend(pool.submit(row, i) for i in itertools.islice(waiting, 1))
+                if bar.disable and (i + 1) % 200 == 0:
+                    print(f"latents of {split}: {i + 1}/{len(source)}", flush=True)
 
     store(directory, rows(), len(source))
 

@@ -82,7 +82,7 @@ def test_the_network_follows_what_it_is_told():
     still = play(config, params, batch | {"life": jnp.zeros_like(batch["life"])}, 1, jax.random.key(0))
     assert tiny.differs(told, still, 1e-2)
     fresh = conditions.init(config, jax.random.key(0))["dit"]["embed"]["life"]
-    assert not np.any(fresh["kernel"]) and not np.any(fresh["bias"])  # a model that is given a life goes on as it was
+    assert 0.03 < np.std(fresh["kernel"]) < 0.07 and not np.any(fresh["bias"])  # from zero, 390 steps did not find it
 
 
 def test_a_stream_draws_its_own_and_takes_it_back():

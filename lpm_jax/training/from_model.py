@@ -1,0 +1,59 @@
+"""A model as the start of a run, the inverse of ``export``: ``python -m lpm_jax.training.from_model MODEL WORKDIR``.
+
+Writes what ``train.py --workdir WORKDIR --train.init seed`` starts from: the weights of the transformer and its small
+encoders as stage ``seed``, and the autoencoder's as stage ``vae``. A model can be given parts that it does not have
+(``--dit.life true --dit.warp 24``): they are as in a model from scratch. A Refiner stays behind.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from lpm_jax import pretrained
+from lpm_jax.checkpoint import save_weights
+from lpm_jax.errors import ArgumentParser, InputError, run_door
+from lpm_jax.models import conditions
+from lpm_jax.options import override
+from lpm_jax.tensors import flatten, unflatten
+from lpm_jax.training.rollout import backbone_only
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="a bundled model or a folder")
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--name", default="seed", help="of the stage that its weights become")
+    args, rest = parser.parse_known_args()
+    config, params = pretrained.load(args.model, jnp.float32)
+    if config.text.umt5 or config.audio.wav2vec:
+        raise InputError(f"{args.model}: expected a model of the toy's kind, found one with umT5 or wav2vec 2.0")
+    params.pop("refiner", None)
+    coder = params.pop("vae")
+    params, new = widened(params, conditions.init(override(backbone_only(config), rest), jax.random.key(0)))
+    for stage, weights in (("vae", coder), (args.name, params)):
+        folder = args.workdir / stage / "weights"
+        if folder.exists():
+            raise InputError(f"{folder}: expected a folder without this stage, found one")
+        save_weights(folder, "model", weights)
+    print(f"{args.workdir}: vae and {args.name}" + (f", new: {', '.join(new)}" if new else ""))
+
+
+def widened(params: dict, fresh: dict) -> tuple[dict, list[str]]:
+    """``params`` with the parts of ``fresh`` that they lack, and the names of those.
+
+    Raises:
+      InputError: a part is not in ``fresh``, or not in that shape.
+    """
+    old, whole = flatten(params), flatten(fresh)
+    for name, value in old.items():
+        expected = whole[name].shape if name in whole else "nothing"
+        if expected != value.shape:
+            raise InputError(f"{name}: expected {expected} in the new model, found {value.shape}")
+    return unflatten(whole | old), sorted(whole.keys() - old.keys())
+
+
+if __name__ == "__main__":
+    run_door(main)
