@@ -9,7 +9,7 @@ which computes two passes, 3.4 s (with ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOL
 With more machine, raise ``train.steps`` first, then ``dit.depth`` to 8.
 """
 
-from lpm_jax.config import AudioConfig, Config, DistillConfig, SampleConfig
+from lpm_jax.config import AudioConfig, Config, DistillConfig, DiTConfig, SampleConfig
 
 
 def get_config() -> Config:
@@ -26,8 +26,9 @@ def get_config() -> Config:
     }
     lips = {**half, "steps": 2500, "batch": 8, "optimizer": "adamw", "learning_rate": 2e-3, "ema": 0.99}
     dit = {**half, "batch": 8, "learning_rate": 4e-3, "warmup": 40, "ema": 0.99, "token_keep": 1.0, "unroll": True}
-    drawn = {**dit, "voices": 0.7, "from_picture": 0.3}
-    streamed = {**drawn, "mouth": 8.0, "eyes": 4.0, "face": 2.0, "extra_references": 0.3, "lips": 4.0, "faces": 1.0}
+    shown = {**dit, "voices": 0.7, "from_picture": 0.3}
+    drawn = {**shown, "moves": 6.0}
+    streamed = {**shown, "mouth": 8.0, "eyes": 4.0, "face": 2.0, "extra_references": 0.3, "lips": 4.0, "faces": 1.0}
     streamed["from_picture"] = 0.5
     ode = {**dit, "steps": 320, "learning_rate": 3e-3, "mouth": 8.0, "init": "online.causal"}
     duel = {
@@ -49,6 +50,7 @@ def get_config() -> Config:
             switch=0.2,
         ),
         audio=AudioConfig(hearing=3),
+        dit=DiTConfig(life=True, warp=24),
         stages={
             "vae": {**vae, "ema": 0.998},
             "audio": audio,
