@@ -5,7 +5,8 @@ import { openMicrophone, playPartner, toPcm16 } from "./microphone.js";
 const $ = (id) => document.getElementById(id);
 const options = new URLSearchParams(location.search);
 const player = new Player($("view"));
-const PRESETS = ["smiles", "looks calm", "looks very surprised", "is sad", "nods along", "looks to the left"];
+// What the bundled model does when it is asked.
+const PRESETS = ["looks calm", "turns the head to the left", "turns the head to the right", "tilts the head to the left", "closes the eyes"];
 const STATES = { silence: "idle", speak: "speaking", listen: "listening", both: "speaking and listening" };
 const KINDS = { vp8: 1, jpeg: 2, pcm: 3 };
 
