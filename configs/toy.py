@@ -3,7 +3,7 @@
     uv run python -m data_pipeline.performers --out runs/performers --clips 1600 --held-out 64 --seed 0 --from-rest
     uv run train.py configs/toy.py --stage all --workdir runs/toy
 
-Size: autoencoder 5.1 M parameters, transformer 7.7 M, encoders 2.0 M. Cost and figures of the bundled run are in the
+Size: autoencoder 5.1 M parameters, transformer 7.8 M, encoders 2.0 M. Cost and figures of the bundled run are in the
 model card, ``lpm_jax/assets/toy/README.md``. On two AMX cores a step of ``vae`` takes 0.8 s, one of ``online.causal``,
 which computes two passes, 3.4 s (with ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`` in the environment).
 With more machine, raise ``train.steps`` first, then ``dit.depth`` to 8.
