@@ -4,8 +4,9 @@
     uv run train.py configs/toy.py --stage all --workdir runs/toy
 
 Size: autoencoder 5.1 M parameters, transformer 7.8 M, encoders 2.0 M. Cost and figures of the bundled run are in the
-model card, ``lpm_jax/assets/toy/README.md``. On two AMX cores a step of ``vae`` takes 0.8 s, one of ``online.causal``,
-which computes two passes, 3.4 s (with ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`` in the environment).
+model card, ``lpm_jax/assets/toy/README.md``. On two AMX cores a step of ``vae`` takes 0.8 s; on two without, one of
+``online.causal``, which computes two passes, 6.1 s and one of ``online.rollout`` 8 s (with
+``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`` in the environment).
 With more machine, raise ``train.steps`` first, then ``dit.depth`` to 8.
 """
 
