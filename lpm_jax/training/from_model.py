@@ -33,10 +33,11 @@ def main() -> None:
     params.pop("refiner", None)
     coder = params.pop("vae")
     params, new = widened(params, conditions.init(override(backbone_only(config), rest), jax.random.key(0)))
-    for stage, weights in (("vae", coder), (args.name, params)):
-        folder = args.workdir / stage / "weights"
+    parts = {args.workdir / stage / "weights": weights for stage, weights in (("vae", coder), (args.name, params))}
+    for folder in parts:
         if folder.exists():
             raise InputError(f"{folder}: expected a folder without this stage, found one")
+    for folder, weights in parts.items():
         save_weights(folder, "model", weights)
     print(f"{args.workdir}: vae and {args.name}" + (f", new: {', '.join(new)}" if new else ""))
 
