@@ -291,7 +291,7 @@ class TrainConfig:
     # Likewise, of what the whole face does (training/faces.py): online.rollout and .stream_audio.
     faces: float = 0.0
     # Weight of the error of what a model with ``dit.warp`` says has moved (data_pipeline/moves.py): base stages,
-    # online.causal.
+    # online.causal, .rollout and .stream_audio.
     moves: float = 0.0
     # Start from this stage's weights instead of the one before's; STAGE@STEP or STAGE@latest: from the average in its
     # checkpoint; "scratch": from none.

@@ -98,6 +98,13 @@ def sampled(
     return (1 - down) * top + down * ((1 - right) * tap(columns) + right * tap(columns + 1))
 
 
+def field(params: dict, moves: Float[Array, "b frames tokens values"]) -> Float[Array, "b video h8 w8 2"]:
+    """Displacements in pixels of the cells of each video frame."""
+    motions = params["motions"].astype(jnp.float32)
+    g = moves.astype(jnp.float32).mean(axis=2).reshape(len(moves), -1, len(motions))
+    return jnp.einsum("btk,khwx->bthwx", g, motions)
+
+
 class Warp(NamedTuple):
     """``W(a, g) - a`` of patches, for :func:`lpm_jax.flow.clean_from_output`."""
 
@@ -105,18 +112,13 @@ class Warp(NamedTuple):
     params: dict
     picture: Float[Array, "b h16 w16 3"]  # of the anchor
 
-    def field(self, moves: Float[Array, "b frames tokens values"]) -> Float[Array, "b video h8 w8 2"]:
-        """Displacements in pixels of the cells of each video frame."""
-        g = moves.astype(jnp.float32).mean(axis=2).reshape(len(moves), -1, self.config.warp)
-        return jnp.einsum("btk,khwx->bthwx", g, self.params["motions"].astype(jnp.float32))
-
     def __call__(self, moves: Float[Array, "b frames tokens values"]) -> Float[Array, "b frames patches pc"]:
         """Of all patches of a frame, whichever tokens speak, in float32."""
         b, frames = moves.shape[:2]
         height, width = (side // FINE for side in self.picture.shape[1:3])
-        field = self.field(moves)
-        field = jax.image.resize(field, (*field.shape[:2], height, width, 2), "linear")
-        change = sampled(self.picture, field) - self.picture[:, None, ::FINE, ::FINE]
+        cells = field(self.params, moves)
+        pixels = jax.image.resize(cells, (*cells.shape[:2], height, width, 2), "linear")
+        change = sampled(self.picture, pixels) - self.picture[:, None, ::FINE, ::FINE]
         change = toy.pack(change.reshape(b, frames, toy.GROUP, height, width, 3))
         code = self.params["basis"].astype(jnp.float32) * self.params["gain"].astype(jnp.float32)
         return patchify(self.config, change @ code)

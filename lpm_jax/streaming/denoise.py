@@ -51,6 +51,13 @@ class Way(NamedTuple):
         return len(self.levels) if self.history == "each" else 1
 
 
+class Made(NamedTuple):
+    """What the evaluations of a chunk made of it, in float32."""
+
+    estimates: list[Float[Array, "b chunk tokens pc"]]  # after each evaluation; the last is the result
+    moves: Float[Array, "b chunk tokens values"] | None  # what the one at level 1 says has moved (models/warp.py)
+
+
 def backbone_way(config: Config) -> Way:
     return Way(config.stream.levels, config.stream.history)
 
@@ -112,8 +119,8 @@ def evaluate(
     coarse: Float[Array, "b chunk tokens pc"] | None = None,
     remat: str = "none",
     warp: Warp | None = None,
-) -> tuple[list[Float[Array, "b chunk tokens pc"]], dit.Cache]:
-    """The estimates of the next chunk after each evaluation, in float32, and the cache with its history.
+) -> tuple[Made, dit.Cache]:
+    """What is made of the next chunk, and the cache with its history.
 
     The first evaluation starts from ``coarse``, where it is given, taken to its noise level; else from noise alone.
     Each later one starts from the estimate before it, re-noised, through which no gradient passes, and corrects it
@@ -131,7 +138,7 @@ def evaluate(
 
     def run(
         noisy: Array, level: float, draft: Array | None, cache: dit.Cache, shelf: int, write: bool
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Array, Array | None, Any]:
         levels = jnp.full((b, chunk), level)
         shown = network_input(cfg.prediction, noisy, levels, track.anchor, variance)
         out, cache = dit.forward(
@@ -141,17 +148,18 @@ def evaluate(
         out = out.astype(jnp.float32)
         out, moves = dit.split_moves(cfg, out)
         moved = warp(moves) if warp and level == 1 else None
-        return clean_from_output(cfg.prediction, out, shown, levels, track.anchor, near, draft, moved), cache
+        return clean_from_output(cfg.prediction, out, shown, levels, track.anchor, near, draft, moved), moves, cache
 
-    estimates, draft = [], coarse
+    estimates, draft, says = [], coarse, None
     for i, level in enumerate(way.levels):
         noise = jax.random.normal(jax.random.fold_in(draw, i), clean.shape, clean.dtype)
         noisy = add_noise(jax.lax.stop_gradient(clean), noise, jnp.full((b, chunk), level))
         last = i == len(way.levels) - 1
         write = way.history == "each" or way.history == "last" and last
-        clean, cache = run(noisy, level, draft, cache, i if way.history == "each" else 0, write)
+        clean, moves, cache = run(noisy, level, draft, cache, i if way.history == "each" else 0, write)
         draft = jax.lax.stop_gradient(clean)
         estimates.append(clean)
+        says = moves if level == 1 else says
     if way.history == "clean":
-        _, cache = run(draft, 0.0, None, cache, 0, True)
-    return estimates, cache
+        *_, cache = run(draft, 0.0, None, cache, 0, True)
+    return Made(estimates, says), cache

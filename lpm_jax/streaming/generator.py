@@ -266,14 +266,14 @@ def hear(
 
 def generate(
     config: Config, params: dict, state: StreamState, told: dit.Conditions, remat: str = "none"
-) -> tuple[StreamState, list[Float[Array, "b chunk tokens pc"]]]:
-    """The Backbone's estimates of the next chunk, the last of which is its result."""
+) -> tuple[StreamState, denoise.Made]:
+    """What the Backbone makes of the next chunk."""
     key, draw = jax.random.split(state.key)
     way, variance = denoise.backbone_way(config), params["prior"]["variance"]
     moving = warp.Warp(config.dit, params["warp"], state.picture) if config.dit.warp else None
-    estimates, cache = denoise.evaluate(config, params["dit"], variance, state, told, way, draw, None, remat, moving)
-    near = estimates[-1][:, -1:]
-    return state._replace(cache=cache, near=near, chunk=state.chunk + 1, key=key), estimates
+    made, cache = denoise.evaluate(config, params["dit"], variance, state, told, way, draw, None, remat, moving)
+    near = made.estimates[-1][:, -1:]
+    return state._replace(cache=cache, near=near, chunk=state.chunk + 1, key=key), made
 
 
 def latent_step(
@@ -285,8 +285,8 @@ def latent_step(
 ) -> tuple[StreamState, Float[Array, "b chunk h w c"]]:
     """One chunk of normalised latents; everything of :func:`chunk_step` but the decoder."""
     state, told = hear(config, params, state, speak, listen)
-    state, estimates = generate(config, params, state, told)
-    latents = estimates[-1]
+    state, made = generate(config, params, state, told)
+    latents = made.estimates[-1]
     if state.refiner is not None:
         refined, latents = refiner.refine(config, params, state.refiner, told, latents)
         state = state._replace(refiner=refined)

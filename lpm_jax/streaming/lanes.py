@@ -232,8 +232,8 @@ def _first_refined(config: Config, params: dict, *given: Array) -> RefinerState:
 def _coarse(config: Config, params: dict, state: StreamState, speak: Array, listen: Array) -> tuple[StreamState, Any]:
     """The Generator's part of :func:`lpm_jax.streaming.generator.latent_step`, for a Refiner to go on with."""
     state, told = generator.hear(config, params, state, speak, listen)
-    state, estimates = generator.generate(config, params, state, told)
-    return state, (told, estimates[-1])
+    state, made = generator.generate(config, params, state, told)
+    return state, (told, made.estimates[-1])
 
 
 def _refined(config: Config, params: dict, state: RefinerState, told: dit.Conditions, coarse: Array):

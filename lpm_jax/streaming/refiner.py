@@ -43,8 +43,8 @@ def refine(
     key, draw = jax.random.split(state.key)
     way, variance = denoise.refiner_way(config), params["prior"]["variance"]
     network = params["refiner"]
-    estimates, cache = denoise.evaluate(config, network, variance, state, told, way, draw, coarse, remat)
-    fine = estimates[-1]
+    made, cache = denoise.evaluate(config, network, variance, state, told, way, draw, coarse, remat)
+    fine = made.estimates[-1]
     return state._replace(cache=cache, near=fine[:, -1:], chunk=state.chunk + 1, key=key), fine
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from data_pipeline.loader import RegionWeights, Window, latent_batches
 from lpm_jax import flops
@@ -58,16 +58,6 @@ def make_loss(config: Config, causal: bool, share: float, reader: dict | None = 
     def lips(clean, batch, keep, counts):
         return mouths.difference(config, reader, clean, batch, keep, counts) if reader else 0.0
 
-    def follow(value, metrics, moves, batch, warp, counts):
-        """With the error of what the network says has moved in the frames that count, where ``train.moves`` weighs
-        it."""
-        if moves is None or not train.moves:
-            return value, metrics
-        want = batch["moves"].astype(jnp.float32)
-        off = optax.huber_loss((warp.field(moves).reshape(want.shape) - want) / FAR)
-        found = _mean(off.mean((2, 3, 4, 5)), counts & (batch["moves_known"] > 0)[:, None])
-        return value + train.moves * found[0] / jnp.maximum(found[1], 1), metrics | {"moves": found}
-
     dtype = jnp.dtype(train.dtype)
 
     def loss(params, batch, key):
@@ -93,7 +83,7 @@ def make_loss(config: Config, causal: bool, share: float, reader: dict | None = 
             value, error = weighted_loss(clean, truth, level, weight, channels, flow)
             read = lips(clean, batch, keep, jnp.ones((b, frames)))
             metrics = by_level(error, level, LEVELS) | by_kind(error, batch)
-            value, metrics = follow(value, metrics, moves, batch, denoise.warp, level >= 1)
+            value, metrics = follow(config, value, metrics, params, moves, batch, level >= 1)
             return value + train.lips * read, metrics | ({"lips": read} if reader else {})
         guessed = passes.choose(k_level, b, frames, config.stream)
         later = add_noise(truth, noise, jnp.full((b, frames), config.stream.levels[1]))
@@ -102,10 +92,29 @@ def make_loss(config: Config, causal: bool, share: float, reader: dict | None = 
         value, error = passes.loss(made, truth, guessed, weight, channels, flow)
         read = 0.5 * lips(made.first, batch, keep, guessed) + lips(made.second, batch, keep, jnp.ones((b, frames)))
         metrics = by_level(error, made.level) | by_kind(error, batch)
-        value, metrics = follow(value, metrics, made.moves, batch, denoise.warp, jnp.ones((b, frames), bool))
+        value, metrics = follow(config, value, metrics, params, made.moves, batch, jnp.ones((b, frames), bool))
         return value + train.lips * read, metrics | ({"lips": read} if reader else {})
 
     return loss
+
+
+def follow(
+    config: Config,
+    value: Array,
+    metrics: dict,
+    params: dict,
+    moves: Float[Array, "b frames tokens values"] | None,
+    batch: dict,
+    counts: Bool[Array, "b frames"],
+) -> tuple[Array, dict]:
+    """A loss and its metrics with the error of what the network says has moved in the frames that count, where
+    ``train.moves`` weighs it."""
+    if moves is None or not config.train.moves:
+        return value, metrics
+    want = batch["moves"].astype(jnp.float32)
+    off = optax.huber_loss((warp.field(params["warp"], moves).reshape(want.shape) - want) / FAR)
+    found = _mean(off.mean((2, 3, 4, 5)), counts & (batch["moves_known"] > 0)[:, None])
+    return value + config.train.moves * found[0] / jnp.maximum(found[1], 1), metrics | {"moves": found}
 
 
 def _mean(error: Array, where: Array) -> Float[Array, "2"]:

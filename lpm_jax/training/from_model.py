@@ -2,7 +2,8 @@
 
 Writes what ``train.py --workdir WORKDIR --train.init seed`` starts from: the weights of the transformer and its small
 encoders as stage ``seed``, and the autoencoder's as stage ``vae``. A model can be given parts that it does not have
-(``--dit.life true --dit.warp 24``): they are as in a model from scratch. A Refiner stays behind.
+(``--dit.life true --dit.warp 24``): they are as in a model from scratch. A Refiner stays behind. ``--hearing RUN``
+takes what stage ``audio`` trained in that run in place of the model's own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lpm_jax import pretrained
-from lpm_jax.checkpoint import save_weights
+from lpm_jax.checkpoint import load_weights, save_weights
 from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.models import conditions
 from lpm_jax.options import override
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("model", help="a bundled model or a folder")
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--name", default="seed", help="of the stage that its weights become")
+    parser.add_argument("--hearing", type=Path, help="a run whose stage audio is finished")
     args, rest = parser.parse_known_args()
     config, params = pretrained.load(args.model, jnp.float32)
     if config.text.umt5 or config.audio.wav2vec:
@@ -33,6 +35,8 @@ def main() -> None:
     params.pop("refiner", None)
     coder = params.pop("vae")
     params, new = widened(params, conditions.init(override(backbone_only(config), rest), jax.random.key(0)))
+    if args.hearing:
+        params |= heard(params, args.hearing / "audio" / "weights")
     parts = {args.workdir / stage / "weights": weights for stage, weights in (("vae", coder), (args.name, params))}
     for folder in parts:
         if folder.exists():
@@ -40,6 +44,17 @@ def main() -> None:
     for folder, weights in parts.items():
         save_weights(folder, "model", weights)
     print(f"{args.workdir}: vae and {args.name}" + (f", new: {', '.join(new)}" if new else ""))
+
+
+def heard(params: dict, folder: Path) -> dict:
+    """``speak`` and ``listen`` of ``params``, which hear with the networks in ``folder``."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected the finished weights of stage audio, found none")
+    like = {name: params[name]["hearing"] for name in ("speak", "listen") if "hearing" in params[name]}
+    if not like:
+        raise InputError("--hearing: expected a model with audio.hearing above 0, found one without")
+    found = load_weights(folder, "model", like)
+    return {name: params[name] | {"hearing": found[name]} for name in like}
 
 
 def widened(params: dict, fresh: dict) -> tuple[dict, list[str]]:

@@ -9,7 +9,7 @@ clips of sound this stage's network reaches 0.79 there at once and 0.89 two fram
 Each branch regresses what its sound causes (:data:`CAUSED`), for its own video frame and for earlier ones
 (:data:`BEFORE`): a token comes to know what later sound told about an earlier frame, and the transformer, which reads
 tokens up to the end of its chunk, finds it there. ``train.voices`` says how many clips are heard as other voices and
-microphones (``voices.py``).
+microphones (``voices.py``). With ``train.init`` it goes on from what that stage's model hears with.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from data_pipeline.schema import PARAM_INDEX, PARAMS
 from lpm_jax.config import AudioConfig, Config
 from lpm_jax.distributed import barrier, fetch, primary
 from lpm_jax.errors import InputError
+from lpm_jax.models import conditions
 from lpm_jax.models.audio import FFT, Hearing, hearing_reach, log_mel
+from lpm_jax.training.flow_matching import starting_weights
 from lpm_jax.training.latents import KINDS, LatentSource, store
 from lpm_jax.training.loop import Stage
 from lpm_jax.training.voices import as_other_voices
@@ -83,6 +85,15 @@ def init(config: AudioConfig, key: Array, features: int) -> dict:
         head = nn.initializers.lecun_normal()(k2, (config.hearing_width, len(BEFORE) * len(columns)))
         params[name] = {"hearing": net, "head": head}
     return params
+
+
+def init_from(config: Config, workdir: Path, key: Array, features: int) -> dict:
+    """The networks of ``train.init``'s model, and heads that say nothing yet: so they teach nothing wrong."""
+    model = starting_weights(workdir, config.train.init, conditions.abstract(config))
+    fresh = init(config.audio, key, features)
+    return {
+        name: {"hearing": model[name]["hearing"], "head": jnp.zeros_like(fresh[name]["head"])} for name in fresh
+    }
 
 
 def hear(
@@ -143,6 +154,8 @@ def make_stage(config: Config, workdir: Path) -> Stage:
     held_out = LatentSource(build(config, "held_out", min(HELD_OUT, train.sounds), workdir))
     features = source.arrays["speak"].shape[-1]
     scales = scales_of(source)
+    key = jax.random.key(train.seed)
+    params = init_from(config, workdir, key, features) if train.init else init(audio, key, features)
 
     @jax.jit
     def run(params, batch):
@@ -169,7 +182,7 @@ def make_stage(config: Config, workdir: Path) -> Stage:
 
     return Stage(
         name="audio",
-        params=init(audio, jax.random.key(train.seed), features),
+        params=params,
         data=data,
         batch=train.batch,
         fingerprint=repr(source),

@@ -32,7 +32,7 @@ from lpm_jax.flow import weighted_loss
 from lpm_jax.models import dit
 from lpm_jax.training import faces, rollout
 from lpm_jax.training.distill import STREAM_AUDIO, in_dtype, switched
-from lpm_jax.training.flow_matching import by_kind, patch_weights
+from lpm_jax.training.flow_matching import by_kind, follow, patch_weights
 from lpm_jax.training.lips import difference
 from lpm_jax.training.voices import as_other_voices
 
@@ -64,7 +64,7 @@ def make_loss(config: Config, reader: dict | None = None, face_reader: dict | No
             other = rollout.Player(config, batch, before, warm, jnp.zeros(b))
         player = rollout.Player(config, batch, before, warm, keep)
         computed = in_dtype(config, params)
-        made, without = rollout.estimates(player, computed, warm, distill.gradient, k_roll, other)
+        made, without, moves = rollout.estimates(player, computed, warm, distill.gradient, k_roll, other)
         window = rollout.cut(config, batch, warm, distill.gradient)
         truth = dit.patchify(config.dit, window["latents"].astype(jnp.float32))
         inside = patch_weights(config, window["mouth"].astype(jnp.float32))[..., None] if distill.guidance else 0.0
@@ -85,6 +85,7 @@ def make_loss(config: Config, reader: dict | None = None, face_reader: dict | No
             if face_reader:
                 metrics["faces"] = difference(config, face_reader, clean, window, None, every, faces.read)
                 total += train.faces * metrics["faces"] / len(levels)
+        total, metrics = follow(config, total, metrics, params, moves, window, every > 0)
         return total, metrics | by_kind(last, window)
 
     return loss

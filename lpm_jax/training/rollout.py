@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from lpm_jax.config import Config
 from lpm_jax.models import conditions, dit
 from lpm_jax.models.audio import STRIDE, TOKEN
-from lpm_jax.streaming import generator, refiner
+from lpm_jax.streaming import denoise, generator, refiner
 from lpm_jax.streaming.generator import StreamState
 
 
@@ -33,7 +33,7 @@ def cut(config: Config, batch: dict, first: Int[Array, ""] | int, chunks: int) -
             count = generator.history_samples(config) + STRIDE * TOKEN * frames
             sound = jax.lax.dynamic_slice_in_dim(batch[f"{name}_sound"], STRIDE * TOKEN * start, count, axis=1)
             window[f"{name}_sound"] = sound
-    for name in ("latents", "weights", "mouth", "life"):
+    for name in ("latents", "weights", "mouth", "life", "moves"):
         if name in batch:
             window[name] = jax.lax.dynamic_slice_in_dim(batch[name], start, frames, axis=1)
     valid = jnp.asarray(batch["reference_valid"])
@@ -93,17 +93,17 @@ class Player:
 
     def step(
         self, params: dict, state: StreamState, chunk: Int[Array, ""] | int, remat: str = "none"
-    ) -> tuple[StreamState, list[Float[Array, "b chunk tokens pc"]]]:
-        """The next chunk: the Backbone's estimates and, where the model has a Refiner, its result. Gradients of that
-        reach the Refiner alone: sound and text come to it encoded, as the Backbone's do."""
+    ) -> tuple[StreamState, denoise.Made]:
+        """The next chunk: the Backbone's estimates and, where the model has a Refiner, its result as one more.
+        Gradients of that reach the Refiner alone: sound and text come to it encoded, as the Backbone's do."""
         told = self.told(params, chunk)
-        state, estimates = generator.generate(self.config, params, state, told, remat)
+        state, made = generator.generate(self.config, params, state, told, remat)
         if state.refiner is None:
-            return state, estimates
-        coarse = jax.lax.stop_gradient(estimates[-1])
+            return state, made
+        coarse = jax.lax.stop_gradient(made.estimates[-1])
         told = jax.lax.stop_gradient(told)
         fine, latents = refiner.refine(self.config, params, state.refiner, told, coarse, remat)
-        return state._replace(refiner=fine), [*estimates, latents]
+        return state._replace(refiner=fine), made._replace(estimates=[*made.estimates, latents])
 
 
 def play(config: Config, params: dict, batch: dict, chunks: int, key: Array) -> Float[Array, "b frames tokens pc"]:
@@ -111,8 +111,8 @@ def play(config: Config, params: dict, batch: dict, chunks: int, key: Array) -> 
     player = Player(config, batch)
 
     def step(state: StreamState, chunk: Array) -> tuple[StreamState, Array]:
-        state, estimates = player.step(params, state, chunk)
-        return state, estimates[-1]
+        state, made = player.step(params, state, chunk)
+        return state, made.estimates[-1]
 
     _, made = jax.lax.scan(step, player.start(params, key), jnp.arange(chunks))
     return joined(made)
@@ -131,15 +131,19 @@ def roll(
     itself. All evaluations are computed and differentiated, so that one program serves; those that come after a clip's
     exit only write its history.
     """
-    made, _ = estimates(player, params, warm, count, key)
+    made, *_ = estimates(player, params, warm, count, key)
     return made[jnp.minimum(exits, len(made) - 1), jnp.arange(len(exits))]
 
 
 def estimates(
     player: Player, params: dict, warm: Int[Array, ""] | int, count: int, key: Array, other: Player | None = None
-) -> tuple[Float[Array, "evaluations b frames tokens pc"], Float[Array, "evaluations b frames tokens pc"] | None]:
-    """``count`` chunks that gradients reach, after ``warm`` without any, as each evaluation made them; and those that
-    ``other`` would have had in place of each, without gradients."""
+) -> tuple[
+    Float[Array, "evaluations b frames tokens pc"],
+    Float[Array, "evaluations b frames tokens pc"] | None,
+    Float[Array, "b frames tokens values"] | None,
+]:
+    """``count`` chunks that gradients reach, after ``warm`` without any, as each evaluation made them; those that
+    ``other`` would have had in place of each, without gradients; and what the player says of how the picture moves."""
     config = player.config
     start_key, noise = jax.random.split(key)
     fixed = jax.lax.stop_gradient(params)
@@ -149,20 +153,19 @@ def estimates(
         state = player.step(fixed, state, chunk)[0]
         return corrupted(config, state, jax.random.fold_in(noise, chunk))
 
-    def last(state: StreamState, chunk: Array) -> tuple[StreamState, tuple[Array, ...]]:
-        made = [player.step(params, state, chunk, remat)]
-        if other is not None:
-            made.append(other.step(fixed, state, chunk))
-        state = corrupted(config, made[0][0], jax.random.fold_in(noise, chunk))
-        return jax.tree.map(jax.lax.stop_gradient, state), tuple(jnp.stack(x) for _, x in made)
+    def last(state: StreamState, chunk: Array) -> tuple[StreamState, tuple[Array | None, ...]]:
+        after, made = player.step(params, state, chunk, remat)
+        without = jnp.stack(other.step(fixed, state, chunk)[1].estimates) if other is not None else None
+        state = corrupted(config, after, jax.random.fold_in(noise, chunk))
+        return jax.tree.map(jax.lax.stop_gradient, state), (jnp.stack(made.estimates), without, made.moves)
 
     if remat != "none":  # a chunk's inputs stay, the cache among them; the rest is computed again
         last = jax.checkpoint(last, prevent_cse=False)
     state = jax.lax.fori_loop(0, warm, lambda n, state: onward(state, n), player.start(fixed, start_key))
     state = jax.tree.map(jax.lax.stop_gradient, state)
-    made = jax.lax.scan(last, state, warm + jnp.arange(count))[1]
-    whole = [jax.vmap(joined)(jnp.moveaxis(x, 1, 0)) for x in made]
-    return whole[0], whole[1] if other is not None else None
+    made, without, moves = jax.lax.scan(last, state, warm + jnp.arange(count))[1]
+    made, without = jax.tree.map(lambda x: jax.vmap(joined)(jnp.moveaxis(x, 1, 0)), (made, without))
+    return made, without, None if moves is None else joined(moves)
 
 
 def corrupted(config: Config, state: StreamState, key: Array) -> StreamState:

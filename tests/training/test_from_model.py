@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lpm_jax import pretrained
-from lpm_jax.checkpoint import load_weights
+from lpm_jax.checkpoint import load_weights, save_weights
 from lpm_jax.errors import InputError
 from lpm_jax.models import conditions, vae
 from lpm_jax.options import override
@@ -46,6 +46,19 @@ def test_a_run_starts_with_the_models_weights(start, tmp_path):
         start(tiny.CONFIG, "--name", "again")
 
 
+def test_another_runs_hearing_takes_the_place_of_the_models(start, tmp_path):
+    other = {name: x["hearing"] for name, x in tiny.fill(conditions.abstract(tiny.CONFIG), 2).items() if "hearing" in x}
+    assert other.keys() == {"speak", "listen"}
+    save_weights(tmp_path / "heard" / "audio" / "weights", "model", other)
+    params = start(tiny.CONFIG, "--hearing", str(tmp_path / "heard"))
+    found = starting_weights(tmp_path / "run", "seed", conditions.abstract(tiny.CONFIG))
+    for name, hears in other.items():
+        equal(found[name].pop("hearing"), hears)
+        params[name].pop("hearing")
+    params.pop("vae")
+    equal(found, params)
+
+
 def test_parts_that_a_model_lacks_are_new_and_named(start, tmp_path, capsys):
     params = start(NARROW, "--dit.life", "true", "--dit.warp", "3")
     found = starting_weights(tmp_path / "run", "seed", conditions.abstract(tiny.CONFIG))
@@ -62,4 +75,6 @@ def test_parts_that_a_model_lacks_are_new_and_named(start, tmp_path, capsys):
 def test_what_does_not_fit_is_refused(start, tmp_path):
     with pytest.raises(InputError, match="^dit/head/warp/bias: expected nothing in the new model, found "):
         start(tiny.CONFIG, "--dit.warp", "0")
+    with pytest.raises(InputError, match="nowhere/audio/weights: expected the finished weights of stage audio, found"):
+        start(tiny.CONFIG, "--hearing", str(tmp_path / "nowhere"))
     assert not (tmp_path / "run").exists()

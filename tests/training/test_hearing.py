@@ -11,7 +11,7 @@ import pytest
 from data_pipeline.loader import SILENCE
 from data_pipeline.performers.clip import clip_seed, make_clip, make_sound
 from data_pipeline.schema import PARAM_INDEX
-from lpm_jax.checkpoint import load_weights
+from lpm_jax.checkpoint import load_weights, save_weights
 from lpm_jax.config import StreamConfig, Wav2VecConfig
 from lpm_jax.errors import InputError
 from lpm_jax.models import conditions
@@ -64,6 +64,24 @@ def test_a_new_model_gets_what_was_learnt_and_keeps_it(workdir):
     for name in ("speak", "listen"):
         assert all(jax.tree.leaves(fixed[name]["hearing"])) and not any(jax.tree.leaves(fixed[name]["heard"]))
     assert not any(jax.tree.leaves(fixed["dit"]))
+
+
+def test_it_goes_on_from_what_a_model_hears_with(tmp_path):
+    """Its first loss is that of heads which say nothing: the targets' own variance; and what it had, it starts with."""
+    params = {name: x for name, x in tiny.params(CONFIG).items() if name != "vae"}
+    save_weights(tmp_path / "seed" / "weights", "model", params)
+    train = dataclasses.replace(TRAIN, init="seed", voices=0.0)
+    config = dataclasses.replace(CONFIG, train=train)
+    stage = hearing.make_stage(config, tmp_path)
+    for name in hearing.CAUSED:
+        jax.tree.map(np.testing.assert_array_equal, stage.params[name]["hearing"], params[name]["hearing"])
+    source = LatentSource(hearing.build(config, "train", TRAIN.sounds, tmp_path))
+    batch = {name: np.stack([source[i][name] for i in range(6)]) for name in ("params", *hearing.CAUSED)}
+    _, metrics = stage.loss(stage.params, batch, jax.random.key(0))
+    for name, (mean, deviation) in hearing.scales_of(source).items():
+        scaled = (batch["params"][..., hearing.indices(name)].astype(np.float64) - mean) / deviation
+        means = [np.mean(np.square(scaled[:, : 97 - b])) for b in hearing.BEFORE]
+        assert float(metrics[name]) == pytest.approx(np.mean(means), rel=1e-3)
 
 
 def test_what_is_told_of_earlier_frames_is_compared_with_them():

@@ -52,6 +52,32 @@ def test_both_evaluations_are_compared_with_the_clip_where_the_rollout_has_come_
     assert seen == {0, 1}
 
 
+def test_what_a_rollout_says_has_moved_is_compared_with_optical_flow():
+    """In clips whose anchor is what the flow is told from, at the chunks that the rollout has come to."""
+    rng, weight = np.random.default_rng(5), 3.0
+    far = rng.normal(size=(*BATCH["latents"].shape[:2], 4, *CONFIG.cells, 2)).astype(np.float32)
+    batch = BATCH | {"moves": jnp.asarray(far, jnp.float16), "moves_known": jnp.array([0.0, 1.0])}
+    params = PARAMS | {"warp": PARAMS["warp"] | {"motions": rng.normal(size=(3, *CONFIG.cells, 2)).astype(np.float32)}}
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, moves=weight))
+    seen = set()
+    plain, watched = (jax.jit(on_policy.make_loss(c)) for c in (CONFIG, config))
+    for seed in range(4):
+        key = jax.random.key(seed)
+        k_warm, k_roll = jax.random.split(key)
+        warm = int(jax.random.randint(k_warm, (), 0, 2))
+        *_, moves = rollout.estimates(rollout.Player(CONFIG, BATCH), params, warm, 2, k_roll)
+        g = np.asarray(moves, np.float64).mean(axis=2).reshape(2, -1, 3)  # the tokens' mean, by video frame
+        field = np.einsum("btk,khwx->bthwx", g, params["warp"]["motions"])
+        off = np.abs(field[1] - np.float16(far[1, warm : warm + 2]).reshape(-1, *CONFIG.cells, 2)) / 2  # of two pixels
+        want = np.mean(np.where(off <= 1, 0.5 * off**2, off - 0.5))
+        value, metrics = watched(params, batch, key)
+        total, count = metrics["moves"]
+        assert float(total / count) == pytest.approx(want, rel=2e-3)
+        assert float(value - plain(params, batch, key)[0]) == pytest.approx(weight * want, rel=2e-3)
+        seen.add(warm)
+    assert seen == {0, 1}
+
+
 @pytest.mark.slow
 def test_guidance_moves_the_clip_by_what_sound_and_prompt_change():
     """Gradients are those of the distance from a clip that is moved by a share of the difference, and stays put."""
@@ -62,8 +88,8 @@ def test_guidance_moves_the_clip_by_what_sound_and_prompt_change():
     k_warm, k_roll = jax.random.split(key)
     warm = jax.random.randint(k_warm, (), 0, 2)
     player, deaf = rollout.Player(config, BATCH), rollout.Player(config, BATCH, keep=jnp.zeros(2))
-    made, without = rollout.estimates(player, PARAMS, warm, count, k_roll, deaf)
-    alone, nothing = rollout.estimates(player, PARAMS, warm, count, k_roll)
+    made, without, _ = rollout.estimates(player, PARAMS, warm, count, k_roll, deaf)
+    alone, nothing, _ = rollout.estimates(player, PARAMS, warm, count, k_roll)
     np.testing.assert_allclose(made, alone, atol=1e-5)
     assert nothing is None and tiny.differs(made, without, 1e-2)
     window = rollout.cut(config, BATCH, warm, count)
@@ -100,7 +126,7 @@ def test_where_the_prompt_changes_the_clip_is_its_own_from_there():
 
     @jax.jit
     def error(batch: dict, before: jax.Array) -> jax.Array:
-        made, _ = rollout.estimates(
+        made, *_ = rollout.estimates(
             rollout.Player(config, batch, before, warm), PARAMS, warm, 2, jax.random.split(key)[1]
         )
         return jnp.mean(jnp.square(made[0] - truth) * channels)
@@ -134,7 +160,7 @@ def test_lips_have_their_own_term():
     value, metrics = on_policy.make_loss(config, reader)(PARAMS, batch, key)
     k_warm, k_roll = jax.random.split(key)
     warm = jax.random.randint(k_warm, (), 0, 2)
-    made, _ = rollout.estimates(rollout.Player(config, batch), PARAMS, warm, 2, k_roll)
+    made, *_ = rollout.estimates(rollout.Player(config, batch), PARAMS, warm, 2, k_roll)
     window, every = rollout.cut(config, batch, warm, 2), jnp.ones((2, 2))
     read = [float(lips.difference(config, reader, x, window, None, every)) for x in made]
     assert metrics["lips"] == pytest.approx(read[1], rel=1e-4)
