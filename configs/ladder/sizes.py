@@ -1,4 +1,4 @@
-"""The ladder of sizes for scaling studies: the toy with another width and depth, and nothing else changed.
+"""The ladder of sizes for scaling studies: the toy with another width and depth.
 
 Latent space, prediction, gates, data and stages are the toy's, so every rung reads one workdir's ``vae`` and
 ``latents``; as when the ladder was measured, sound alone is encoded without ``audio.hearing``, lips and motions have no
