@@ -18,7 +18,6 @@ def moves(
     ``picture`` shows at ``p`` and the displacement. Zeros for the first latent frame, which is one picture. Dense
     inverse search (Kroeger et al., arXiv 1603.03590), as OpenCV has it (extra ``data``)."""
     cv2 = opencv()
-    cv2.setNumThreads(1)  # frames are small: clips go side by side instead
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grey = [cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (picture, *frames[1:])]
     flow = np.stack([search.calc(frame, grey[0], None) for frame in grey[1:]])

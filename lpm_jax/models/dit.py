@@ -53,7 +53,7 @@ class Conditions(NamedTuple):
     text_mask: Bool[Array, "b words"]
     speak: Audio
     listen: Audio
-    life: Float[Array, "b frames values"] | None = None  # of each frame of video; None: at rest
+    life: Float[Array, "b frames values"] | None = None  # of each frame of video; None: not told
 
 
 class Context(NamedTuple):

@@ -82,16 +82,18 @@ def names(config: DiTConfig) -> dict[str, Names]:
 
 
 def fresh(path: str, layer: int, shape: tuple[int, ...], seed: int = 0) -> Float[np.ndarray, "..."]:
-    """First values of one layer of what Wan does not have, as ``dit.init`` draws them: audio values, gates and biases
-    zero, gains one.
+    """First values of one layer of what Wan does not have, as ``dit.init`` spreads them: audio values, gates and biases
+    zero, gains one, life small.
 
     The draw depends on seed, path and layer only, so that the same import always gives the same model.
     """
     if path.endswith("gain"):
         return np.ones(shape, np.float32)
-    if path.endswith("bias") or any(name in path for name in ("audio_v", "gate", "near", "life", "warp")):
+    if path.endswith("bias") or any(name in path for name in ("audio_v", "gate", "near", "warp")):
         return np.zeros(shape, np.float32)
     limit = np.float32((6 / sum(shape)) ** 0.5)  # Xavier, uniform
+    if "life" in path:
+        limit = np.float32(0.05 * 3**0.5)
     value = np.random.default_rng([seed, zlib.crc32(path.encode()), layer]).random(shape, np.float32)
     value *= 2 * limit
     value -= limit

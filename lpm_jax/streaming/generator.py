@@ -144,7 +144,7 @@ def begin(
     near, count = patches[:, :1], jnp.zeros((), jnp.int32)
     anchor = patches[:, 1:2]
     picture = warp.picture(params["warp"], references[:, 1]) if config.dit.warp else None
-    moving = life.begin(jax.random.fold_in(key, 2), b) if config.dit.life else None
+    moving = life.begin(jax.random.fold_in(key, 3), b) if config.dit.life else None
     return StreamState(
         cache, times, valid, anchor, picture, near, text, text_mask, samples, samples, {}, count, key, refined, moving
     )

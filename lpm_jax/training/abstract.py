@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from data_pipeline.schema import LATENT_STRIDE
+from data_pipeline.schema import LATENT_STRIDE, LIFE
 from lpm_jax import sharding
 from lpm_jax.config import Config
 from lpm_jax.models import conditions, vae, wav2vec
@@ -58,6 +58,8 @@ def batch_shapes(config: Config, mesh: Mesh, frames: int = 0) -> dict[str, jax.S
     }
     if config.dit.warp:
         shapes |= {"moves": ((frames, LATENT_STRIDE, height, width, 2), jnp.float16), "moves_known": ((), jnp.float32)}
+    if config.dit.life:
+        shapes["life"] = ((frames, len(LIFE)), jnp.float32)
     return {name: jax.ShapeDtypeStruct((b, *shape), dtype, sharding=where) for name, (shape, dtype) in shapes.items()}
 
 

@@ -100,13 +100,13 @@ def make_loss(config: Config, causal: bool, share: float, reader: dict | None = 
 
 def follow(
     config: Config,
-    value: Array,
+    value: Float[Array, ""],
     metrics: dict,
     params: dict,
     moves: Float[Array, "b frames tokens values"] | None,
     batch: dict,
     counts: Bool[Array, "b frames"],
-) -> tuple[Array, dict]:
+) -> tuple[Float[Array, ""], dict]:
     """A loss and its metrics with the error of what the network says has moved in the frames that count, where
     ``train.moves`` weighs it."""
     if moves is None or not config.train.moves:
@@ -201,6 +201,22 @@ def starting_weights(workdir: Path, stage: str, like: dict) -> dict:
     return load_weights(workdir / name / "weights", "model", like)
 
 
+def with_hearing(params: dict, workdir: Path) -> dict:
+    """``params`` with what stage ``audio`` trained in ``workdir`` in place of their own."""
+    like = {name: params[name]["hearing"] for name in ("speak", "listen")}
+    heard = load_weights(workdir / "audio" / "weights", "model", like)
+    return params | {name: params[name] | {"hearing": heard[name]} for name in like}
+
+
+def with_motions(config: Config, params: dict, coder: dict, source: latents.LatentSource) -> dict:
+    """``params`` with the motions by which their model moves the picture, measured where there are none yet."""
+    if not config.dit.warp or np.any(params["warp"]["motions"]):
+        return params
+    everything = latents.LatentSource(source.directory)  # not only the kinds of this stage
+    motions = latents.principal_motions(everything, config.dit.warp)
+    return params | {"warp": jax.tree.map(jnp.asarray, warp.measured(coder, motions))}
+
+
 def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
     """Assembles a diffusion stage that starts from ``before`` (a stage's name, or ``scratch``)."""
     train = config.train
@@ -223,18 +239,13 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
     held_out = latents.LatentSource(latents.build(config, coder, "held_out", workdir))
     if before == "scratch":
         if config.audio.hearing:
-            fresh = {name: params[name]["hearing"] for name in ("speak", "listen")}
-            heard = load_weights(workdir / "audio" / "weights", "model", fresh)
-            params |= {name: params[name] | {"hearing": heard[name]} for name in ("speak", "listen")}
+            params = with_hearing(params, workdir)
         variance = latents.variance_around_reference(source)
         # Errors count as in pixels through the autoencoder's linear part, scaled to one for a still character.
         weight = 1 / np.square(np.asarray(coder["scale"]))
         weight /= np.mean(weight * variance)
         params["prior"] = {"variance": jnp.asarray(variance), "weight": jnp.asarray(weight, jnp.float32)}
-    if config.dit.warp and not np.any(params["warp"]["motions"]):  # not measured yet
-        everything = latents.LatentSource(source.directory)  # not only the kinds of this stage
-        motions = latents.principal_motions(everything, config.dit.warp)
-        params["warp"] = jax.tree.map(jnp.asarray, warp.measured(coder, motions))
+    params = with_motions(config, params, coder, source)
     from lpm_jax.training.validation import Validator
 
     def data(rows):

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from lpm_jax import pretrained
-from lpm_jax.checkpoint import load_weights, save_weights
+from lpm_jax.checkpoint import save_weights
 from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.models import conditions
 from lpm_jax.options import override
 from lpm_jax.tensors import flatten, unflatten
+from lpm_jax.training.flow_matching import with_hearing
 from lpm_jax.training.rollout import backbone_only
 
 
@@ -36,25 +37,16 @@ def main() -> None:
     coder = params.pop("vae")
     params, new = widened(params, conditions.init(override(backbone_only(config), rest), jax.random.key(0)))
     if args.hearing:
-        params |= heard(params, args.hearing / "audio" / "weights")
-    parts = {args.workdir / stage / "weights": weights for stage, weights in (("vae", coder), (args.name, params))}
+        if not config.audio.hearing:
+            raise InputError(f"--hearing: expected a model with audio.hearing above 0, found {args.model}")
+        params = with_hearing(params, args.hearing)
+    parts = {args.workdir / stage / "weights": weights for stage, weights in ((args.name, params), ("vae", coder))}
     for folder in parts:
-        if folder.exists():
+        if any(folder.glob("*.safetensors")):
             raise InputError(f"{folder}: expected a folder without this stage, found one")
     for folder, weights in parts.items():
         save_weights(folder, "model", weights)
-    print(f"{args.workdir}: vae and {args.name}" + (f", new: {', '.join(new)}" if new else ""))
-
-
-def heard(params: dict, folder: Path) -> dict:
-    """``speak`` and ``listen`` of ``params``, which hear with the networks in ``folder``."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: expected the finished weights of stage audio, found none")
-    like = {name: params[name]["hearing"] for name in ("speak", "listen") if "hearing" in params[name]}
-    if not like:
-        raise InputError("--hearing: expected a model with audio.hearing above 0, found one without")
-    found = load_weights(folder, "model", like)
-    return {name: params[name] | {"hearing": found[name]} for name in like}
+    print(f"{args.workdir}: {args.name} and vae" + (f", new: {', '.join(new)}" if new else ""))
 
 
 def widened(params: dict, fresh: dict) -> tuple[dict, list[str]]:

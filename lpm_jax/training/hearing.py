@@ -91,9 +91,7 @@ def init_from(config: Config, workdir: Path, key: Array, features: int) -> dict:
     """The networks of ``train.init``'s model, and heads that say nothing yet: so they teach nothing wrong."""
     model = starting_weights(workdir, config.train.init, conditions.abstract(config))
     fresh = init(config.audio, key, features)
-    return {
-        name: {"hearing": model[name]["hearing"], "head": jnp.zeros_like(fresh[name]["head"])} for name in fresh
-    }
+    return {name: {"hearing": model[name]["hearing"], "head": jnp.zeros_like(fresh[name]["head"])} for name in fresh}
 
 
 def hear(
@@ -155,7 +153,8 @@ def make_stage(config: Config, workdir: Path) -> Stage:
     features = source.arrays["speak"].shape[-1]
     scales = scales_of(source)
     key = jax.random.key(train.seed)
-    params = init_from(config, workdir, key, features) if train.init else init(audio, key, features)
+    fresh = train.init in ("", "scratch")
+    params = init(audio, key, features) if fresh else init_from(config, workdir, key, features)
 
     @jax.jit
     def run(params, batch):

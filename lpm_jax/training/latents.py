@@ -13,14 +13,14 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from PIL import Image
 from tqdm import tqdm
 
@@ -83,7 +83,7 @@ class WithSound:
         return f"WithSound({self.source!r})"
 
 
-def variance_around_reference(source: LatentSource, clips: int = 200) -> np.ndarray:
+def variance_around_reference(source: LatentSource, clips: int = 200) -> Float[np.ndarray, " c"]:
     """Mean square per channel of a clip's latents against its global reference, over up to ``clips`` clips."""
     rows = np.linspace(0, len(source) - 1, min(clips, len(source))).astype(int)
     squares = []
@@ -200,13 +200,12 @@ def _encode(config: Config, weights: dict, split: str, source, directory: Path) 
     encoder = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), weights["encoder"])
     encode = jax.jit(lambda weights, video: toy.encode(config.vae, weights, toy.to_unit(video))[0])
     weights = weights | {"encoder": encoder}
-    padded = 16  # pictures go through in one fixed batch, so that nothing is compiled twice
+
+    def whole(video: np.ndarray) -> np.ndarray:
+        return np.asarray(encode(weights, video))
 
     def run(video: np.ndarray) -> np.ndarray:
-        if video.shape[1] > 1:
-            return np.asarray(encode(weights, video))
-        blank = np.zeros((padded - len(video), *video.shape[1:]), np.uint8)
-        return np.asarray(encode(weights, np.concatenate([video, blank])))[: len(video)]
+        return whole(video) if video.shape[1] > 1 else by_sixteen(whole, video)
 
     def row(i: int) -> dict[str, np.ndarray]:
         return encode_clip(config, run, source[i])
@@ -225,11 +224,33 @@ def _encode(config: Config, weights: dict, split: str, source, directory: Path) 
     store(directory, rows(), len(source))
 
 
-def store(directory: Path, rows: Iterable[dict[str, np.ndarray]], count: int) -> None:
-    """Writes ``count`` rows as what :class:`LatentSource` reads: aside, and renamed when whole."""
+def folder_aside(directory: Path) -> Path:
+    """An empty folder beside ``directory`` to write it in. What writers left there that are gone is removed."""
+    for stale in directory.parent.glob(f"{directory.name}.incomplete-*"):
+        try:
+            os.kill(int(stale.name.rpartition("-")[2]), 0)  # asks whether it runs
+        except ProcessLookupError:
+            shutil.rmtree(stale, ignore_errors=True)
+        except (PermissionError, ValueError):  # another user's, nobody's
+            pass
     aside = directory.with_name(f"{directory.name}.incomplete-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
+    return aside
+
+
+def by_sixteen(
+    encode: Callable[[np.ndarray], np.ndarray], pictures: Num[np.ndarray, "n *rest"]
+) -> Num[np.ndarray, "n *out"]:
+    """``encode`` of ``pictures``, however many: always sixteen at a time, so that it is compiled once."""
+    blank = np.zeros((-len(pictures) % 16, *pictures.shape[1:]), pictures.dtype)
+    parts = np.split(np.concatenate([pictures, blank]), (len(pictures) + len(blank)) // 16)
+    return np.concatenate([encode(part) for part in parts])[: len(pictures)]
+
+
+def store(directory: Path, rows: Iterable[dict[str, np.ndarray]], count: int) -> None:
+    """Writes ``count`` rows as what :class:`LatentSource` reads: aside, and renamed when whole."""
+    aside = folder_aside(directory)
     files: dict[str, np.memmap] = {}
     for i, row in enumerate(rows):
         for name, value in row.items():

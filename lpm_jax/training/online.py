@@ -17,7 +17,7 @@ from lpm_jax.errors import InputError
 from lpm_jax.models import conditions, vae
 from lpm_jax.streaming import generator
 from lpm_jax.training import distill, duel, faces, latents, lips, lora, ode, on_policy, trajectories
-from lpm_jax.training.flow_matching import frozen, starting_weights
+from lpm_jax.training.flow_matching import frozen, starting_weights, with_motions
 from lpm_jax.training.loop import Stage
 from lpm_jax.training.validation import Validator
 
@@ -79,6 +79,7 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
             for clips, split in ((source, "train"), (held_out, "held_out"))
         )
 
+    student = with_motions(config, student, coder, source)
     window = Window(
         latents=window_latents(config, stage),
         history=conditions.history_tokens(config.audio),

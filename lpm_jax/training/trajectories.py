@@ -11,8 +11,6 @@ each level that the student runs at.
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from pathlib import Path
 
 import grain
@@ -29,6 +27,7 @@ from lpm_jax.config import Config
 from lpm_jax.models import dit
 from lpm_jax.progress import progress
 from lpm_jax.training.distill import guided, in_dtype, judge_window
+from lpm_jax.training.latents import folder_aside
 
 
 def grid(config: Config) -> Float[np.ndarray, " n"]:
@@ -106,11 +105,9 @@ def _sample(config: Config, teacher: dict, axes: dict, data, directory: Path) ->
     iterator = iter(data(distributed.batch_rows(spread, size)))
     run = jax.jit(lambda params, batch, key: trajectory(config, params, batch, key), out_shardings=spread)
     root = distributed.place(jax.random.key(config.train.seed), everywhere)
-    aside = directory.with_name(f"{directory.name}.incomplete-{os.getpid()}")
     files: dict[str, np.memmap] = {}
     if distributed.primary():
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        aside = folder_aside(directory)
     for at in progress(range(0, count, size), "teacher's samples"):
         window = distributed.put_batch(next(iterator), spread)
         with sharding.on(mesh):

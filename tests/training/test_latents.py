@@ -2,6 +2,9 @@
 
 import dataclasses
 import io
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -194,3 +197,30 @@ def test_contact_sheet(tmp_path):
     assert sheet.shape == (8, 15, 3)
     assert (sheet[:4, 5:10] == 99).all() and (sheet[4:, :10] == 20).all() and (sheet[4:, 10:] == 255).all()
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["sheet.png"]
+
+
+def test_pictures_of_longer_clips_are_encoded_sixteen_at_a_time():
+    seen = []
+
+    def encode(pictures: np.ndarray) -> np.ndarray:
+        seen.append(len(pictures))
+        return 2.0 * pictures
+
+    for count, batches in ((3, 1), (16, 1), (17, 2), (33, 3)):
+        pictures = np.arange(1, count + 1, dtype=np.float32)[:, None]
+        np.testing.assert_array_equal(latents.by_sixteen(encode, pictures), 2 * pictures)
+        assert seen == [16] * batches
+        seen.clear()
+
+
+def test_a_cache_that_was_not_finished_leaves_nothing(tmp_path):
+    """What writers left that are gone is removed; those that run keep theirs."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    stale, other = (tmp_path / f"cache.incomplete-{pid}" for pid in (gone.pid, os.getppid()))
+    for folder in (stale, other):
+        folder.mkdir()
+        (folder / "latents.npy").write_bytes(b"0")
+    latents.store(tmp_path / "cache", iter([{"kind": np.int32(i)} for i in range(3)]), 3)
+    assert not stale.exists() and (other / "latents.npy").exists()
+    np.testing.assert_array_equal(np.load(tmp_path / "cache" / "kind.npy"), [0, 1, 2])

@@ -92,6 +92,26 @@ def test_the_whole_recipe(workdir, tmp_path):
     assert np.abs(other[0].frames.astype(int) - chunks[0].frames).max() > 1  # the Refiner does something
 
 
+def test_motions_that_were_never_measured_are_measured_by_the_first_stage(workdir):
+    """By a rollout too: from_model gives a model that lacks them zeros, with which no picture would ever move."""
+    cache = latents.build()
+    moves = np.random.default_rng(0).normal(size=(fake.CLIPS, fake.LATENTS, 4, *CONFIG.cells, 2))
+    np.save(cache / "moves.npy", moves.astype(np.float32))
+    config = CONFIG.for_stage(online.on_policy.ROLLOUT)
+    assert config.dit.warp
+    fresh = weights(CONFIG, 3)
+    fresh["warp"] |= {"motions": np.zeros_like(fresh["warp"]["motions"])}
+    save_weights(workdir / "seed" / "weights", "model", fresh)
+    stage = online.make_stage(online.on_policy.ROLLOUT, "seed", config, workdir)
+    want = latents.principal_motions(latents.LatentSource(cache), config.dit.warp)
+    np.testing.assert_allclose(stage.params["warp"]["motions"], want, atol=1e-5)
+    coder = load_weights(workdir / "vae" / "weights", "model")
+    np.testing.assert_array_equal(stage.params["warp"]["basis"], coder["basis"])
+    measured = weights(CONFIG, 1)["warp"]  # what was measured stays
+    stage = online.make_stage(online.on_policy.ROLLOUT, "online.causal", config, workdir)
+    np.testing.assert_array_equal(stage.params["warp"]["motions"], measured["motions"])
+
+
 @pytest.mark.slow
 def test_low_rank_changes_alone_are_trained_and_kept(workdir):
     config = dataclasses.replace(CONFIG, distill=dataclasses.replace(CONFIG.distill, lora=2))
