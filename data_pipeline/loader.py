@@ -14,7 +14,7 @@ import dataclasses
 
 import grain
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from data_pipeline.schema import LATENT_STRIDE, REFERENCES, REGIONS, SAMPLES_PER_FRAME
 from data_pipeline.video import decode_mp4
@@ -32,15 +32,16 @@ class RegionWeights:
 
 
 def weight_map(
-    regions: Float[np.ndarray, "frames 3 4"], cells: int, weights: RegionWeights
-) -> Float[np.ndarray, "frames cells cells"]:
-    """Per-cell loss weights: a cell that a region's box touches gets that region's weight, the largest wins."""
-    edges = np.arange(cells + 1) / cells
-    maps = np.ones((len(regions), cells, cells), np.float32)
+    regions: Float[np.ndarray, "frames 3 4"], cells: tuple[int, int], weights: RegionWeights
+) -> Float[np.ndarray, "frames h w"]:
+    """Loss weights of ``cells`` (rows, columns): one that a region's box touches gets that region's weight, the largest
+    wins."""
+    across, down = (np.arange(count + 1) / count for count in reversed(cells))
+    maps = np.ones((len(regions), *cells), np.float32)
     for name in ("face", "eyes", "mouth"):
         top, left, bottom, right = regions[:, REGIONS.index(name)].T[..., None]
-        rows = (edges[None, 1:] > top) & (edges[None, :-1] < bottom)
-        columns = (edges[None, 1:] > left) & (edges[None, :-1] < right)
+        rows = (down[None, 1:] > top) & (down[None, :-1] < bottom)
+        columns = (across[None, 1:] > left) & (across[None, :-1] < right)
         inside = rows[:, :, None] & columns[:, None, :]
         maps = np.where(inside, np.maximum(maps, getattr(weights, name)), maps)
     return maps
@@ -66,7 +67,7 @@ class Crops(grain.transforms.RandomMap):
         n, height, _, _ = frames.shape
         length = LATENT_STRIDE * (self.latents - 1) + 1
         cells, span = height // 8, self.side // 8
-        maps = weight_map(record["regions"], cells, self.weights)
+        maps = weight_map(record["regions"], (cells, cells), self.weights)
         video, weight = [], []
         for i in range(self.count):
             start = int(rng.integers(n - length + 1))
@@ -153,6 +154,7 @@ class Window(grain.transforms.RandomMap):
     inside: float = 0.5  # share of windows whose global appearance is a frame of the clip itself, as a stream's may be
     mouth: bool = False  # with the cells that the mouth is in, and how far it is open in each video frame
     picture: float = 0.0  # share of windows that are a clip's beginning and follow the global reference, as streams do
+    no_text: float = 0.0  # share of windows that are told nothing, where prompts come encoded
     params: bool = False  # with the performance's parameters in each video frame
     sound: int = 0  # with the clip's samples as ``speak_sound`` and ``listen_sound``, from so many before the window on
 
@@ -187,7 +189,7 @@ class Window(grain.transforms.RandomMap):
             "references": np.stack([first, appearance, clip["references"][extra]]),
             "reference_kinds": np.array([0, 1, max(kinds[extra], 0)], np.int32),
             "reference_valid": np.array([shown, True, kinds[extra] >= 0]),
-            "text": clip["text"],
+            "text": self.told(clip, rng),
             "weights": weight[window],
             "kind": clip["kind"],
         }
@@ -203,13 +205,19 @@ class Window(grain.transforms.RandomMap):
         if not self.extra:
             out |= {name: out[name][:2] for name in ("references", "reference_kinds", "reference_valid")}
         for name in ("speak", "listen"):
-            mel = np.concatenate([np.repeat(self.silence(clip[name]), self.history, axis=0), clip[name]])
+            missing = self.history - (len(clip[name]) - (LATENT_STRIDE * total + 1))  # encoders tell of it themselves
+            mel = np.concatenate([np.repeat(self.silence(clip[name]), missing, axis=0), clip[name]])
             out[name] = mel[frame : frame + self.history + LATENT_STRIDE * self.latents]
             if self.sound:
                 samples = np.pad(clip[f"{name}_sound"], (self.sound, 0))
                 count = self.sound + SAMPLES_PER_FRAME * LATENT_STRIDE * self.latents
                 out[f"{name}_sound"] = samples[SAMPLES_PER_FRAME * frame :][:count]
         return out
+
+    def told(self, clip: dict, rng: np.random.Generator) -> Shaped[np.ndarray, "words *width"]:
+        """The clip's prompt. Where prompts come encoded, the empty one has its own code: dropped here, not in the
+        step."""
+        return clip["empty"] if "empty" in clip and rng.random() < self.no_text else clip["text"]
 
     @staticmethod
     def silence(mel: Float[np.ndarray, "tokens features"]) -> Float[np.ndarray, "1 features"]:

@@ -296,6 +296,7 @@ class TrainConfig:
     # Start from this stage's weights instead of the one before's; STAGE@STEP or STAGE@latest: from the average in its
     # checkpoint; "scratch": from none.
     init: str = ""
+    encoders: str = ""  # large models: the folder of the converted model whose frozen encoders make the latent cache
     dtype: str = "float32"  # of the computation; weights and optimiser stay float32
     accumulate: int = 1  # microbatches of a step, one after the other
     remat: str = (

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,12 @@ def load(
     name_or_dir: str | Path,
     dtype: Any = None,
     shardings: Callable[[str, tuple[int, ...]], Sharding] | None = None,
+    only: Collection[str] | None = None,
 ) -> tuple[Config, dict]:
     """Config and parameters ``{"dit", "speak", "listen", "prior", "text", "vae"[, "audio", "warp"]}`` on devices.
 
     ``dtype`` None keeps the files'. ``shardings(path, shape)`` says where an array lives, such as ``"vae/scale"``;
-    None: on the first device.
+    None: on the first device. ``only`` names the files' stems that are read; None: all.
 
     Raises:
       InputError: there is no such model, or its files do not fit its config (named with what was expected).
@@ -91,6 +92,8 @@ def load(
     config = read_config(directory)
     params: dict = {}
     for stem, abstract in parts(config).items():
+        if only is not None and stem not in only:
+            continue
         where = shardings and functools.partial(_inside, shardings, "" if stem == "model" else f"{stem}/")
         tree = mapping.load(mapping.saved_leaves(directory, stem, abstract, dtype), where)
         params |= tree if stem == "model" else {stem: tree}

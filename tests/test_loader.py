@@ -143,7 +143,7 @@ def test_window_weights_are_the_heaviest_region():
 def test_weight_map_by_hand():
     regions = np.zeros((2, 3, 4), np.float32)  # top, left, bottom, right of mouth, eyes and face
     regions[0] = [[0.5, 0.25, 0.75, 0.5], [0.25, 0.25, 0.3, 0.6], [0.2, 0.0, 0.9, 1.0]]
-    maps = weight_map(regions, 4, RegionWeights(mouth=5.0, eyes=3.0, face=2.0))
+    maps = weight_map(regions, (4, 4), RegionWeights(mouth=5.0, eyes=3.0, face=2.0))
     assert maps[0].tolist() == [
         [2, 2, 2, 2],  # the face's box begins at 0.2, inside the first row
         [2, 3, 3, 2],
@@ -155,7 +155,7 @@ def test_weight_map_by_hand():
 
 def test_overlapping_regions_keep_the_larger_weight():
     regions = np.broadcast_to(np.array([0.0, 0, 1, 1], np.float32), (1, 3, 4))
-    assert (weight_map(regions, 2, RegionWeights(mouth=1.0, eyes=7.0, face=2.0)) == 7).all()
+    assert (weight_map(regions, (2, 2), RegionWeights(mouth=1.0, eyes=7.0, face=2.0)) == 7).all()
 
 
 def test_group_max():

@@ -104,7 +104,7 @@ def encode(
     """
     keep = keep or {}
     text, mask = encode_text(config, params, ids)
-    if "text" in keep:
+    if "text" in keep and jnp.issubdtype(ids.dtype, jnp.integer):  # encoded prompts are dropped where they are loaded
         mask = kept_words(mask, keep["text"])
     branches = encode_audio(config, params, speak, listen, frames, chunk, keep.get("audio"))
     return dit.Conditions(text.astype(speak.dtype), mask, **branches)

@@ -6,11 +6,14 @@ What the config was changed by in training is given again (``--stream.refine 0.2
 ``--blend MODEL --share 0.6`` exports 0.6 of the run's weights and 0.4 of those that MODEL, which it started from, has:
 between a model and one fine-tuned from it, averages of weights keep much of both (Wortsman et al., "Robust fine-tuning
 of zero-shot models", arXiv 2109.01903).
+
+A large model's frozen encoders are copied from ``--train.encoders MODEL``, as they were read in training.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -21,7 +24,7 @@ from lpm_jax.checkpoint import load_weights
 from lpm_jax.errors import ArgumentParser, InputError, run_door
 from lpm_jax.models import conditions, vae
 from lpm_jax.options import load_config, override
-from lpm_jax.training import distill, online, rollout
+from lpm_jax.training import distill, encoders, online, rollout
 from lpm_jax.training.flow_matching import starting_weights
 
 
@@ -45,7 +48,13 @@ def main() -> None:
     if args.blend:
         params = blend(params, pretrained.load(args.blend, jnp.float32)[1], args.share)
     params["vae"] = load_weights(args.workdir / "vae" / "weights", "model", vae.abstract(config.vae))
-    pretrained.save(args.out, dataclasses.replace(config, stages={}, data=""), params)
+    if encoders.is_large(config):
+        source = encoders.folder(config)
+        params |= pretrained.load(source, only=encoders.STEMS)[1]
+        args.out.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / "tokenizer.json", args.out / "tokenizer.json")
+    train = dataclasses.replace(config.train, encoders="")
+    pretrained.save(args.out, dataclasses.replace(config, train=train, stages={}, data=""), params)
     files = sorted(args.out.glob("*.safetensors"))
     print(f"{args.out}: " + ", ".join(f"{p.name} {p.stat().st_size / 2**20:.1f} MiB" for p in files))
 

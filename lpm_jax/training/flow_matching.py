@@ -28,7 +28,7 @@ from lpm_jax.flow import add_noise, sample_levels, weighted_loss
 from lpm_jax.models import conditions, dit, vae, warp
 from lpm_jax.models.audio import STRIDE
 from lpm_jax.models.denoiser import Denoiser, take
-from lpm_jax.training import latents, passes
+from lpm_jax.training import encoders, latents, passes
 from lpm_jax.training import lips as mouths
 from lpm_jax.training.loop import Stage
 from lpm_jax.training.resume import load_average
@@ -233,11 +233,16 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         extra=train.extra_references,
         picture=train.from_picture,
         mouth=bool(train.lips),
+        no_text=config.flow.text_dropout,
     )
     reader = mouths.load(config, workdir)
     source = latents.LatentSource(latents.build(config, coder, "train", workdir), train.kinds)
     held_out = latents.LatentSource(latents.build(config, coder, "held_out", workdir))
     if before == "scratch":
+        if encoders.is_large(config):
+            raise InputError(
+                "--train.init: expected a converted model's weights (from_model), found none to start from"
+            )
         if config.audio.hearing:
             params = with_hearing(params, workdir)
         variance = latents.variance_around_reference(source)

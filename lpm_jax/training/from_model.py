@@ -2,8 +2,9 @@
 
 Writes what ``train.py --workdir WORKDIR --train.init seed`` starts from: the weights of the transformer and its small
 encoders as stage ``seed``, and the autoencoder's as stage ``vae``. A model can be given parts that it does not have
-(``--dit.life true --dit.warp 24``): they are as in a model from scratch. A Refiner stays behind. ``--hearing RUN``
-takes what stage ``audio`` trained in that run in place of the model's own.
+(``--dit.life true --dit.warp 24``): they are as in a model from scratch. A Refiner stays behind, and so do a large
+model's frozen encoders: ``--train.encoders MODEL`` names them to ``train.py``. ``--hearing RUN`` takes what stage
+``audio`` trained in that run in place of the model's own.
 """
 
 from __future__ import annotations
@@ -30,12 +31,10 @@ def main() -> None:
     parser.add_argument("--name", default="seed", help="of the stage that its weights become")
     parser.add_argument("--hearing", type=Path, help="a run whose stage audio is finished")
     args, rest = parser.parse_known_args()
-    config, params = pretrained.load(args.model, jnp.float32)
-    if config.text.umt5 or config.audio.wav2vec:
-        raise InputError(f"{args.model}: expected a model of the toy's kind, found one with umT5 or wav2vec 2.0")
-    params.pop("refiner", None)
-    coder = params.pop("vae")
-    params, new = widened(params, conditions.init(override(backbone_only(config), rest), jax.random.key(0)))
+    config, params = pretrained.load(args.model, jnp.float32, only=("model", "vae"))
+    coder, new = params.pop("vae"), []
+    if rest:
+        params, new = widened(params, conditions.init(override(backbone_only(config), rest), jax.random.key(0)))
     if args.hearing:
         if not config.audio.hearing:
             raise InputError(f"--hearing: expected a model with audio.hearing above 0, found {args.model}")

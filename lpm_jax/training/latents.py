@@ -13,14 +13,12 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float
 from PIL import Image
 from tqdm import tqdm
 
@@ -30,18 +28,18 @@ from data_pipeline.performers.builder import open_split
 from data_pipeline.schema import PARAM_INDEX, SAMPLES_PER_FRAME
 from data_pipeline.video import decode_mp4
 from lpm_jax.checkpoint import digest
-from lpm_jax.config import Config, VAEConfig
+from lpm_jax.config import Config
 from lpm_jax.distributed import barrier, primary
 from lpm_jax.errors import InputError
-from lpm_jax.models.audio import FFT, log_mel
-from lpm_jax.models.text import tokenize
 from lpm_jax.models.vae import toy
+from lpm_jax.training import encoders
 
 STILL_EVERY = 3  # latent frames between the frames that are also encoded as pictures: where windows may start
 REFERENCE_SLOTS = 5  # the global appearance and up to four views or expressions
 KINDS = ("speak", "listen", "conversation", "idle")
 FIRST = 8  # clips that tell one data set from another: a single one may be the same in both
 WORKERS, AHEAD = 2, 4  # clips that are made side by side (most of it lets other threads run), and begun at a time
+SHARED = ("empty",)  # the encoded empty prompt, which all clips have in common
 ROW = 3  # what a row holds: raised where that changes, so that no cache lacks a field
 
 
@@ -51,6 +49,7 @@ class LatentSource:
     def __init__(self, directory: Path, kinds: tuple[str, ...] = ()):
         self.directory = Path(directory)
         self.arrays = {p.stem: np.load(p, mmap_mode="r") for p in sorted(self.directory.glob("*.npy"))}
+        self.shared = {name: np.asarray(self.arrays.pop(name)) for name in SHARED if name in self.arrays}
         wanted = [KINDS.index(kind) for kind in kinds] if kinds else range(len(KINDS))
         self.rows = np.flatnonzero(np.isin(self.arrays["kind"], list(wanted)))
 
@@ -58,7 +57,8 @@ class LatentSource:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {name: np.asarray(array[self.rows[index]]) for name, array in self.arrays.items()}
+        row = {name: np.asarray(array[self.rows[index]]) for name, array in self.arrays.items()}
+        return row | self.shared
 
     def __repr__(self) -> str:  # Grain keeps this with a saved iterator and compares it on restore
         return f"LatentSource({self.directory.name}, {len(self)})"
@@ -120,6 +120,8 @@ def fingerprint(config: Config, weights: dict, source) -> str:
     of the data set's size and first clips."""
     how = (ROW, digest(weights), config.audio.bands, config.audio.hops_per_frame, config.text, len(source))
     how += ("moves",) if config.dit.warp else ()
+    if encoders.is_large(config):
+        how += (config.pixels, config.audio, config.vae, encoders.files_digest(encoders.folder(config)))
     clips = b"".join(bytes(source[i]["video"]) for i in range(min(FIRST, len(source))))
     return hashlib.sha256(repr(how).encode() + clips).hexdigest()[:10]
 
@@ -140,40 +142,40 @@ def _text(value) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def encode_clip(config: Config, encode, record: dict) -> dict[str, np.ndarray]:
-    """One row of the cache. ``encode`` maps uint8 ``[1, frames, h, w, 3]`` to latents."""
+def encode_clip(config: Config, coders: encoders.Encoders, record: dict) -> dict[str, np.ndarray]:
+    """One row of the cache."""
     frames = decode_mp4(record["video"])
-    latents = encode(frames[None])[0]
+    latents = coders.video(frames[None])[0]
     picks = np.arange(0, len(latents) - 1, STILL_EVERY) * toy.GROUP
     names = [i for i, png in enumerate(record["references"]) if png]
     rng = np.random.default_rng(int(record["seed"]) % 2**63)
     chosen = [0, *sorted(rng.permutation([i for i in names if i])[: REFERENCE_SLOTS - 1])]
     pictures = [np.asarray(Image.open(io.BytesIO(record["references"][i])).convert("RGB")) for i in chosen]
-    stills = encode(np.stack([*frames[picks], *pictures])[:, None])[:, 0]
+    stills = coders.video(np.stack([*frames[picks], *pictures])[:, None])[:, 0]
     references = np.zeros((REFERENCE_SLOTS, *latents.shape[1:]), np.float16)
     references[: len(chosen)] = stills[len(picks) :]
     kinds = np.full(REFERENCE_SLOTS, -1, np.int32)
     kinds[: len(chosen)] = np.array(chosen) + 1  # 0 stands for the first frame in models/conditions.py
-    mel = {}
+    heard = {}
     for name in ("speak", "listen"):
         sound = np.asarray(record[name], np.float32) / 32768
         assert len(sound) == len(frames) * SAMPLES_PER_FRAME
-        mel[name] = log_mel(config.audio, np.pad(sound, (FFT, 0)), np).astype(np.float16)
+        heard[name] = coders.sound(sound)
     maps = {}
     for name in ("mouth", "eyes", "face"):
         only = RegionWeights(**{name: 2.0})
-        maps[name] = group_max(weight_map(record["regions"], latents.shape[1], only)) > 1.5
+        maps[name] = group_max(weight_map(record["regions"], latents.shape[1:3], only)) > 1.5
     return {
         "latents": latents.astype(np.float16),
         "stills": stills[: len(picks)].astype(np.float16),
         "references": references,
         "reference_kinds": kinds,
-        "text": tokenize(config.text, _text(record["prompt"])),
+        "text": coders.words(_text(record["prompt"])),
         "kind": np.int32(KINDS.index(_text(record["kind"]))),
         "params": np.asarray(record["params"], np.float32),
         "life": np.asarray(record["life"], np.float32),
         "aperture": np.asarray(record["params"][:, PARAM_INDEX["aperture"]], np.float32),
-        **mel,
+        **heard,
         **maps,
         **({"moves": moves(pictures[0], frames).astype(np.float16)} if config.dit.warp else {}),
     }
@@ -190,25 +192,12 @@ def build(config: Config, weights: dict, split: str, workdir: Path) -> Path:
 
 
 def _encode(config: Config, weights: dict, split: str, source, directory: Path) -> None:
-    if config.audio.wav2vec is not None or not isinstance(config.vae, VAEConfig):
-        raise InputError(
-            f"{directory}: expected a cache of clips, found none; of Wan's autoencoder or wav2vec 2.0 none is made here"
-        )
     if "life" not in source[0]:
         raise InputError(f"--data {config.data}: expected clips with their life, found older ones; render them again")
-    # The networks in half precision: they only correct the linear code, and this pass takes minutes.
-    encoder = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), weights["encoder"])
-    encode = jax.jit(lambda weights, video: toy.encode(config.vae, weights, toy.to_unit(video))[0])
-    weights = weights | {"encoder": encoder}
-
-    def whole(video: np.ndarray) -> np.ndarray:
-        return np.asarray(encode(weights, video))
-
-    def run(video: np.ndarray) -> np.ndarray:
-        return whole(video) if video.shape[1] > 1 else by_sixteen(whole, video)
+    coders = encoders.of_large(config, weights) if encoders.is_large(config) else encoders.of_toy(config, weights)
 
     def row(i: int) -> dict[str, np.ndarray]:
-        return encode_clip(config, run, source[i])
+        return encode_clip(config, coders, source[i])
 
     def rows() -> Iterator[dict[str, np.ndarray]]:
         bar = tqdm(range(len(source)), desc=f"latents of {split}", disable=not sys.stderr.isatty())
@@ -221,7 +210,7 @@ def _encode(config: Config, weights: dict, split: str, source, directory: Path) 
                 if bar.disable and (i + 1) % 200 == 0:
                     print(f"latents of {split}: {i + 1}/{len(source)}", flush=True)
 
-    store(directory, rows(), len(source))
+    store(directory, rows(), len(source), {} if coders.empty is None else {"empty": coders.empty})
 
 
 def folder_aside(directory: Path) -> Path:
@@ -239,25 +228,24 @@ def folder_aside(directory: Path) -> Path:
     return aside
 
 
-def by_sixteen(
-    encode: Callable[[np.ndarray], np.ndarray], pictures: Num[np.ndarray, "n *rest"]
-) -> Num[np.ndarray, "n *out"]:
-    """``encode`` of ``pictures``, however many: always sixteen at a time, so that it is compiled once."""
-    blank = np.zeros((-len(pictures) % 16, *pictures.shape[1:]), pictures.dtype)
-    parts = np.split(np.concatenate([pictures, blank]), (len(pictures) + len(blank)) // 16)
-    return np.concatenate([encode(part) for part in parts])[: len(pictures)]
-
-
-def store(directory: Path, rows: Iterable[dict[str, np.ndarray]], count: int) -> None:
-    """Writes ``count`` rows as what :class:`LatentSource` reads: aside, and renamed when whole."""
+def store(
+    directory: Path, rows: Iterable[dict[str, np.ndarray]], count: int, shared: dict[str, np.ndarray] | None = None
+) -> None:
+    """Writes ``count`` rows and what they share as what :class:`LatentSource` reads: aside, and renamed when whole."""
     aside = folder_aside(directory)
     files: dict[str, np.memmap] = {}
-    for i, row in enumerate(rows):
-        for name, value in row.items():
-            if name not in files:
-                shape = (count, *np.shape(value))
-                files[name] = np.lib.format.open_memmap(aside / f"{name}.npy", "w+", np.asarray(value).dtype, shape)
-            files[name][i] = value
-    for array in files.values():
-        array.flush()
+    try:
+        for i, row in enumerate(rows):
+            for name, value in row.items():
+                if name not in files:
+                    shape = (count, *np.shape(value))
+                    files[name] = np.lib.format.open_memmap(aside / f"{name}.npy", "w+", np.asarray(value).dtype, shape)
+                files[name][i] = value
+        for array in files.values():
+            array.flush()
+        for name, value in (shared or {}).items():
+            np.save(aside / f"{name}.npy", value)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     aside.rename(directory)

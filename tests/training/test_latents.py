@@ -14,7 +14,7 @@ from data_pipeline.loader import SILENCE, RegionWeights, Window
 from data_pipeline.schema import LIFE, PARAMS, REFERENCES
 from data_pipeline.video import encode_mp4
 from lpm_jax.errors import InputError
-from lpm_jax.training import latents
+from lpm_jax.training import encoders, latents
 from lpm_jax.training.sheets import save_sheet
 from lpm_jax.training.vae import psnr, reconstruction_scores
 from tests import tiny
@@ -58,7 +58,7 @@ def grey(video: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def row(record) -> dict:
-    return latents.encode_clip(tiny.CONFIG, grey, record)
+    return latents.encode_clip(tiny.CONFIG, encoders.small(tiny.CONFIG, grey), record)
 
 
 def test_row_of_the_cache(row):
@@ -208,7 +208,7 @@ def test_pictures_of_longer_clips_are_encoded_sixteen_at_a_time():
 
     for count, batches in ((3, 1), (16, 1), (17, 2), (33, 3)):
         pictures = np.arange(1, count + 1, dtype=np.float32)[:, None]
-        np.testing.assert_array_equal(latents.by_sixteen(encode, pictures), 2 * pictures)
+        np.testing.assert_array_equal(encoders.by_sixteen(encode, pictures), 2 * pictures)
         assert seen == [16] * batches
         seen.clear()
 
