@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from data_pipeline.loader import RegionWeights, Window, latent_batches
+from lpm_jax import pretrained
 from lpm_jax.checkpoint import digest, load_weights
 from lpm_jax.config import Config
 from lpm_jax.errors import InputError
 from lpm_jax.models import conditions, vae
 from lpm_jax.streaming import generator
-from lpm_jax.training import distill, duel, faces, latents, lips, lora, ode, on_policy, trajectories
+from lpm_jax.training import distill, duel, encoders, faces, latents, lips, lora, ode, on_policy, trajectories
 from lpm_jax.training.flow_matching import frozen, starting_weights, with_motions
 from lpm_jax.training.loop import Stage
 from lpm_jax.training.validation import Validator
@@ -36,8 +37,6 @@ def check(config: Config, stage: str, frames: int) -> None:
         name = "train.latents" if stage in (ODE, distill.OFF) else "distill.rollout"
         raise InputError(f"--{name}: expected windows of up to {frames} latent frames, the clips', found {wanted}")
     check_refiner(config, stage)
-    if stage == on_policy.STREAM_AUDIO and config.audio.wav2vec is not None:
-        raise InputError("audio.wav2vec: expected log-mel, for train.py loads no encoder yet, found wav2vec 2.0")
     if stage == on_policy.STREAM_AUDIO and config.train.voices:
         raise InputError(
             f"--train.voices: expected 0, for samples are heard as they are, found {config.train.voices:g}"
@@ -73,13 +72,15 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
     source = latents.LatentSource(latents.build(config, coder, "train", workdir), train.kinds)
     held_out = latents.LatentSource(latents.build(config, coder, "held_out", workdir))
     check(config, stage, len(source[0]["latents"]) - 1)
+    student = with_motions(config, student, coder, source)
+    if hears and config.audio.wav2vec is not None:
+        student |= pretrained.load(encoders.folder(config), jnp.float32, only=("audio",))[1]
     if hears:
         source, held_out = (
             latents.WithSound(clips, latents.open_clips(config, split))
             for clips, split in ((source, "train"), (held_out, "held_out"))
         )
 
-    student = with_motions(config, student, coder, source)
     window = Window(
         latents=window_latents(config, stage),
         history=conditions.history_tokens(config.audio),
@@ -118,7 +119,7 @@ def make_stage(stage: str, before: str, config: Config, workdir: Path) -> Stage:
         loss = ode.make_loss(config)
         if stage in on_policy.STAGES:
             loss = on_policy.make_loss(own, lips.load(config, workdir), faces.load(config, workdir))
-        return Stage(**common, params=student, loss=loss, validate=validator, finish=lambda x: x, frozen=frozen)
+        return Stage(**common, params=student, loss=loss, validate=validator, finish=without_encoder, frozen=frozen)
     players = Players(stage, config, student, teacher, coder)
     # What stays as it is was saved in no checkpoint: a run goes on beside the same networks, or not at all.
     common |= {"fingerprint": f"{fingerprint} beside {digest(players.fixed)}"}
@@ -143,6 +144,11 @@ def starting_pair(config: Config, workdir: Path, stage: str) -> dict:
     if config.stream.refine and not refined:
         student["refiner"] = jax.tree.map(jnp.array, student["dit"])
     return student
+
+
+def without_encoder(params: dict) -> dict:
+    """A model's own weights; an audio encoder that it hears with is another's, and as it was."""
+    return {name: part for name, part in params.items() if name != "audio"}
 
 
 class Players:

@@ -40,8 +40,9 @@ def config(model):
         LARGE.train, encoders=str(model), init="seed", steps=2, batch=2, latents=3, warmup=1, log_every=1, save_every=2,
         validate_every=2, mouth=1.0, eyes=1.0, face=1.0, token_keep=1.0, data_threads=1,
     )  # fmt: skip
-    stages_ = {"base.speak": {}, "base.listen": {}}
-    return dataclasses.replace(LARGE, train=train, stages=stages_, data="clips")
+    stages_ = dict.fromkeys(("base.speak", "base.listen", "online.causal", "online.stream_audio"), {})
+    distill = dataclasses.replace(LARGE.distill, rollout=2, gradient=1)
+    return dataclasses.replace(LARGE, train=train, distill=distill, stages=stages_, data="clips")
 
 
 @pytest.fixture
@@ -161,6 +162,11 @@ def test_from_a_converted_model_to_a_trained_one(config, clips, model, tmp_path,
     assert 0 < np.abs(first - seed).max() < 0.1 and np.abs(second - first).max() > 0
     assert (run / "base.listen" / "validation" / "000002" / "sheet.png").is_file()
     assert Image.open(run / "base.listen" / "validation" / "000002" / "sheet.png").size[0] >= 9 * SIDE
+
+    for stage in ("online.causal", "online.stream_audio"):  # which hears with wav2vec 2.0 itself, and doesn't keep it
+        stages.run(stage, rest.for_stage(stage), run)
+    last = load_weights(run / "online.stream_audio" / "weights", "model", conditions.abstract(LARGE))
+    assert np.abs(kernel(last) - kernel(load_weights(run / "online.causal" / "weights", "model"))).max() > 0
 
     changed = tmp_path / "config.py"
     changed.write_text("from tests.training.test_large_cache import LARGE\n\n\ndef get_config():\n    return LARGE\n")

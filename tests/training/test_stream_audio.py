@@ -10,11 +10,10 @@ import pytest
 from data_pipeline.loader import RegionWeights, Window
 from lpm_jax.checkpoint import save_weights
 from lpm_jax.config import DistillConfig, StreamConfig
-from lpm_jax.errors import InputError
 from lpm_jax.models import conditions
 from lpm_jax.models.audio import FFT, STRIDE, TOKEN, log_mel
 from lpm_jax.streaming import generator
-from lpm_jax.training import distill, latents, on_policy, online, rollout
+from lpm_jax.training import latents, on_policy, online, rollout
 from tests import tiny
 from tests.scaling import fake
 from tests.training.clips import batch_of
@@ -162,11 +161,3 @@ def test_backbone_and_refiner_learn_side_by_side():
     assert float(metrics["x0_refined"]) == pytest.approx(float(mean_square(params["refiner"])), rel=1e-3)
     step = jax.tree.map(lambda p, g: p - 1e-3 * g / (jnp.linalg.norm(g) + 1e-9), params["refiner"], pair["refiner"])
     assert float(mean_square(step)) < float(mean_square(params["refiner"]))
-
-
-def test_what_large_models_lack_is_said_in_a_line(tmp_path):
-    with pytest.raises(InputError, match="audio.wav2vec: expected log-mel, .* found wav2vec 2.0"):
-        online.check(tiny.LARGE, distill.STREAM_AUDIO, 99)
-    with pytest.raises(InputError, match="train-x: expected a cache of clips, found none; of Wan's autoencoder"):
-        latents._encode(tiny.LARGE, {}, "train", [], tmp_path / "train-x")
-    assert not list(tmp_path.iterdir())
