@@ -124,7 +124,7 @@ class Reference:
             CONFIG, self.params, jnp.asarray(ids("smiles")), *mel, chunks * STREAM.chunk, STREAM.chunk
         )
         key, lives = jax.random.key(SEED), []
-        state = life.begin(jax.random.fold_in(key, 2), 1)
+        state = life.begin(jax.random.fold_in(key, 3), 1)
         for _ in range(chunks):
             state, drawn = life.onward(state, STREAM.chunk, jax.random.fold_in(key, 2))
             key = jax.random.split(key)[0]
