@@ -29,8 +29,8 @@ def get_config() -> Config:
     dit = {**half, "batch": 8, "learning_rate": 4e-3, "warmup": 40, "ema": 0.99, "token_keep": 1.0, "unroll": True}
     shown = {**dit, "voices": 0.7, "from_picture": 0.3}
     drawn = {**shown, "moves": 6.0}
-    streamed = {**shown, "mouth": 8.0, "eyes": 4.0, "face": 2.0, "extra_references": 0.3, "lips": 4.0, "faces": 1.0}
-    streamed["from_picture"] = 0.5
+    streamed = {**shown, "mouth": 8.0, "eyes": 4.0, "face": 2.0, "extra_references": 0.3, "lips": 16.0, "faces": 0.3}
+    streamed |= {"from_picture": 0.5, "moves": 3.0}
     ode = {**dit, "steps": 320, "learning_rate": 3e-3, "mouth": 8.0, "init": "online.causal"}
     duel = {
         **half, "batch": 4, "optimizer": "adamw", "learning_rate": 1e-5, "beta1": 0.0, "beta2": 0.99, "warmup": 10,
