@@ -102,6 +102,8 @@ def folder(config: Config) -> Path:
     ):
         if ours != other:
             raise InputError(f"--train.encoders {found}: expected {name} as in the config, found another")
+    if not (found / "tokenizer.json").is_file():
+        raise InputError(f"--train.encoders {found}: expected umT5's tokenizer.json, found none")
     return found
 
 

@@ -140,6 +140,8 @@ def test_bad_input(config, clips, model, tmp_path):
     refused(dataclasses.replace(config, audio=other), "expected audio.wav2vec as in the config, found another")
     mixed = dataclasses.replace(config, audio=tiny.CONFIG.audio)
     refused(mixed, "^vae, text, audio: expected the toy's encoders or")
+    (model / "tokenizer.json").unlink()
+    refused(config, "^--train.encoders .*: expected umT5's tokenizer.json, found none")
     assert not list((tmp_path / "latents").glob("*"))
 
 
